@@ -1,0 +1,16 @@
+"""Operators: a pure-Paddle reference for each and, where it pays, a CPU kernel behind the same function."""
+from ppsr2q.core.environment import prepare_environment, require_paddle
+
+prepare_environment()
+require_paddle()
+
+from ppsr2q.ops.attention import window_attention  # noqa: E402
+from ppsr2q.ops.depthwise import gated_mixing, positional_gate  # noqa: E402
+from ppsr2q.ops.fake_quantize import fake_quantize  # noqa: E402
+from ppsr2q.ops.linear import linear, norm_linear  # noqa: E402
+from ppsr2q.ops.points import QuantPoint, QuantPoints  # noqa: E402
+from ppsr2q.ops.routing import Routing, gather_rows, route, routed_prompt  # noqa: E402
+from ppsr2q.ops.scan import selective_scan  # noqa: E402
+
+__all__ = ["QuantPoint", "QuantPoints", "Routing", "fake_quantize", "gated_mixing", "gather_rows", "linear",
+           "norm_linear", "positional_gate", "route", "routed_prompt", "selective_scan", "window_attention"]

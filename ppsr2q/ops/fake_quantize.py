@@ -1,0 +1,65 @@
+"""The uniform fake quantizer of SPR²Q: Eq. 1 forward, Eq. 8 backward (also 2DQuant's)."""
+from __future__ import annotations
+
+import paddle
+
+from ppsr2q.ops import dispatch
+
+
+def levels(bits: int) -> int:
+    """The largest code, 2^bits - 1."""
+    return 2**bits - 1
+
+
+def codes(x: paddle.Tensor, bounds: paddle.Tensor, bits: int) -> paddle.Tensor:
+    """Integer codes round((clip(x, a, b) - a) / s) as float32, any shape; round half to even."""
+    lower, upper = bounds[0], bounds[1]
+    clipped = paddle.minimum(paddle.maximum(x, lower), upper)
+    return paddle.round((clipped - lower) / ((upper - lower) / levels(bits)))
+
+
+def quantize_dequantize(x: paddle.Tensor, bounds: paddle.Tensor, bits: int) -> paddle.Tensor:
+    """Eq. 1 in plain Paddle operators, without a gradient for the bounds: x_q = r s + a."""
+    return codes(x, bounds, bits) * ((bounds[1] - bounds[0]) / levels(bits)) + bounds[0]
+
+
+class _FakeQuantizeReference(paddle.autograd.PyLayer):
+    @staticmethod
+    def forward(ctx, x, bounds, bits):
+        ctx.save_for_backward(x, bounds)
+        ctx.bits = bits
+        return quantize_dequantize(x, bounds, bits)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, bounds = ctx.saved_tensor()
+        lower, upper = bounds[0], bounds[1]
+        below, above = (x <= lower).astype(x.dtype), (x >= upper).astype(x.dtype)
+        inside = ((x >= lower) & (x <= upper)).astype(x.dtype)
+        position = (paddle.minimum(paddle.maximum(x, lower), upper) - lower) / (upper - lower)
+        rounding = codes(x, bounds, ctx.bits) / levels(ctx.bits) - position
+        return grad * inside, paddle.stack([(grad * (below - rounding)).sum(), (grad * (above + rounding)).sum()])
+
+
+def fake_quantize_reference(x: paddle.Tensor, bounds: paddle.Tensor, bits: int) -> paddle.Tensor:
+    """Pure-Paddle :func:`fake_quantize`."""
+    if not paddle.in_dynamic_mode():  # a graph that is being exported needs no gradient
+        return quantize_dequantize(x, bounds, bits)
+    return _FakeQuantizeReference.apply(x, bounds, bits)
+
+
+def fake_quantize(x: paddle.Tensor, bounds: paddle.Tensor, bits: int) -> paddle.Tensor:
+    """Quantize and dequantize (Eq. 1): c = clip(x, a, b), s = (b - a)/(2^n - 1), x_q = round((c - a)/s) s + a.
+
+    Args:
+        x: float32, any shape.
+        bounds: float32 [2], (a, b) with a < b.
+        bits: n, 1 to 8.
+
+    The gradient is Eq. 8 (straight through the rounding, ordinary differentiation elsewhere):
+    dx_q/dx = 1[a <= x <= b]; dx_q/db = 1[x >= b] + r/L - (c - a)/(b - a); dx_q/da = 1[x <= a] - r/L + (c - a)/(b - a).
+    """
+    if dispatch.serves("fake_quantize", (x, bounds)):
+        from ppsr2q.ops import kernels
+        return kernels.fake_quantize(x, bounds, bits)
+    return fake_quantize_reference(x, bounds, bits)

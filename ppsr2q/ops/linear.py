@@ -1,0 +1,75 @@
+"""Linear layers on tokens, alone or fed by a LayerNorm, with whatever quantizers they carry."""
+from __future__ import annotations
+
+from typing import List, Optional, Sequence
+
+import paddle
+from paddle import nn
+from paddle.nn import functional as F
+
+from ppsr2q.ops import dispatch
+from ppsr2q.ops.points import input_point, needs_token_mean, quantize, weight_matrix
+
+
+def _apply(x, layer, weight, residual):
+    if weight.ndim == 3:  # one weight a sample: no library kernel adds the bias of a batched product
+        y = paddle.matmul(x, weight) + layer.bias
+    else:
+        y = F.linear(x, weight, layer.bias)
+    return y if residual is None else y + residual
+
+
+def _token_mean(x: paddle.Tensor, layers: Sequence[nn.Layer]) -> Optional[paddle.Tensor]:
+    if not any(needs_token_mean(layer) for layer in layers):
+        return None
+    x = x.detach()
+    return x.mean(axis=list(range(1, x.ndim - 1))) if x.ndim > 2 else x
+
+
+def linear_reference(x, layer, residual=None):
+    """Pure-Paddle :func:`linear`."""
+    weight = weight_matrix(layer, _token_mean(x, [layer]))
+    return _apply(quantize(x, input_point(layer)), layer, weight, residual)
+
+
+def linear(x: paddle.Tensor, layer: nn.Layer, residual: Optional[paddle.Tensor] = None) -> paddle.Tensor:
+    """Q(x) W_q + bias (+ residual).
+
+    Args:
+        x: float32 (..., d_in).
+        layer: ``nn.Linear``, a 1x1 ``nn.Conv2D`` (applied to the last axis), or a quantized form of either.
+        residual: float32 (..., d_out), added to the result.
+
+    Returns:
+        float32 (..., d_out).
+    """
+    if dispatch.serves("linear", (x, residual), (input_point(layer),)):
+        from ppsr2q.ops import kernels
+        return kernels.linear(x, layer, residual)
+    return linear_reference(x, layer, residual)
+
+
+def norm_linear_reference(x, norm, layers):
+    """Pure-Paddle :func:`norm_linear`."""
+    normed = norm(x)
+    mean = _token_mean(normed, layers)
+    return [_apply(quantize(normed, input_point(layer)), layer, weight_matrix(layer, mean), None)
+            for layer in layers]
+
+
+def norm_linear(x: paddle.Tensor, norm: nn.LayerNorm, layers: Sequence[nn.Layer]) -> List[paddle.Tensor]:
+    """[Q_i(LayerNorm(x)) W_i + bias_i for every layer i]: one normalization feeds several (quantized) linear layers.
+
+    Args:
+        x: float32 (B, tokens, d_in).
+        norm: normalization over the last axis.
+        layers: as in :func:`linear`; each has its own input quantizer.
+
+    Returns:
+        A list of float32 (B, tokens, d_out_i).
+    """
+    points = tuple(input_point(layer) for layer in layers)
+    if dispatch.serves("norm_linear", (x,), points):
+        from ppsr2q.ops import kernels
+        return kernels.norm_linear(x, norm, layers)
+    return norm_linear_reference(x, norm, layers)
