@@ -19,9 +19,9 @@ def _shift(x, steps, fill):
     return paddle.concat([head, x[:, :, :-steps]], axis=2)
 
 
-def _recurrence(decay, increment, levels_left):
+def _recurrence(decay, increment, levels):
     """h_t = decay_t h_{t-1} + increment_t, h_0 = 0, along axis 1 of (B, L, ...): chunks by Hillis-Steele doubling,
-    then the same over the chunks' ends."""
+    then the same over the chunks' ends; as deep as needed, or exactly ``levels`` deep."""
     length, tail = decay.shape[1], list(decay.shape[2:])
     padding = (-length) % _CHUNK
     decay = F.pad(decay.flatten(2), [0, padding], value=1.0, data_format="NLC")
@@ -34,10 +34,10 @@ def _recurrence(decay, increment, levels_left):
         state = state + decay * _shift(state, steps, 0.0)
         decay = decay * _shift(decay, steps, 1.0)
         steps *= 2
-    if levels_left > 1 if levels_left is not None else chunks > 1:
-        ends = _recurrence(decay[:, :, -1], state[:, :, -1],
-                           None if levels_left is None else levels_left - 1)
-        state = state + decay * _shift(ends.unsqueeze(2).transpose([0, 2, 1, 3]), 1, 0.0).transpose([0, 2, 1, 3])
+    if chunks > 1 if levels is None else levels > 1:
+        ends = _recurrence(decay[:, :, -1], state[:, :, -1], None if levels is None else levels - 1)
+        before = paddle.concat([paddle.zeros_like(ends[:, :1]), ends[:, :-1]], axis=1)
+        state = state + decay * before.unsqueeze(2)
     return state.flatten(1, 2)[:, :length].reshape([-1, length] + tail)
 
 

@@ -1,0 +1,130 @@
+"""The one quantizer: a point of a model with a bit width and two learned bounds."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Callable, Optional
+
+import numpy as np
+import paddle
+
+from ppsr2q import ops
+from ppsr2q.ops.fake_quantize import levels
+
+MIN_RELATIVE_WIDTH = 1e-3  # b - a never falls below this share of the searched range (relative bounds)
+MIN_WIDTH = 1e-6  # nor below this (absolute bounds)
+
+
+@dataclass(frozen=True)
+class QuantizerOptions:
+    """How every quantizer of a network holds its bounds.
+
+    Attributes:
+        zero_point: ``float``: a is free (the paper); ``integer``: a = -z s with a whole 0 <= z <= 2^n - 1, straight
+            through the rounding, so that 0 is a level and foreign engines compute it exactly.
+        parametrization: ``absolute``: (a, b) are trained (the paper); ``relative``: (a, b) / R0 are, R0 the width of
+            the first bounds, so that one learning rate means the same for every tensor.
+    """
+
+    zero_point: str = "float"
+    parametrization: str = "absolute"
+
+    def __post_init__(self) -> None:
+        if self.zero_point not in ("float", "integer") or self.parametrization not in ("absolute", "relative"):
+            raise ValueError(f"unknown quantizer options: {self}")
+
+
+def snap_zero_point(bounds: paddle.Tensor, bits: int) -> paddle.Tensor:
+    """Bounds moved so that -a/s is a whole number in [0, 2^n - 1]; the gradient passes straight through."""
+    step = (bounds[1] - bounds[0]) / levels(bits)
+    zero = paddle.clip(paddle.round(-bounds[0] / step), 0, levels(bits))
+    snapped = paddle.stack([-zero * step, (levels(bits) - zero) * step])
+    return bounds + (snapped - bounds).detach()
+
+
+class FakeQuantizer(ops.QuantPoint):
+    """Quantize and dequantize a tensor by Eq. 1, with Eq. 8's gradients to the tensor and to both bounds.
+
+    Args:
+        bits: 1 to 8.
+        options: how the bounds are held.
+        one_sided: the range search may keep the lower bound at the minimum (``dobi_mode: paper``).
+        fixed: bounds that are neither searched nor trained.
+
+    Attributes:
+        bounds: float32 [2] parameter, (a, b), or (a, b)/R0 when relative.
+        observer: while a range search runs, called as ``observer(self, x) -> x`` instead of quantizing.
+    """
+
+    def __init__(self, bits: int, options: QuantizerOptions = QuantizerOptions(), one_sided: bool = False,
+                 fixed: Optional[tuple] = None) -> None:
+        super().__init__()
+        if not isinstance(bits, int) or not 1 <= bits <= 8:
+            raise ValueError(f"expected 1 to 8 bits, got {bits!r}")
+        self.bits = bits
+        self.options = options
+        self.one_sided = one_sided
+        self.fixed = fixed
+        self.observer: Optional[Callable] = None
+        self.bounds = self.create_parameter([2], default_initializer=paddle.nn.initializer.Constant(float("nan")))
+        self.register_buffer("unit", paddle.ones([1]))
+        if fixed is not None:
+            self.set_bounds(*fixed)
+            self.bounds.stop_gradient = True
+
+    @property
+    def observing(self) -> bool:
+        return self.observer is not None
+
+    def extra_repr(self) -> str:
+        return f"bits={self.bits}"
+
+    def set_bounds(self, lower: float, upper: float) -> None:
+        """Start from the bounds of a search; relative bounds take their unit from them.
+
+        Raises:
+            ValueError: unless lower < upper, both finite.
+        """
+        if not (np.isfinite([lower, upper]).all() and lower < upper):
+            raise ValueError(f"bounds must be finite and ordered, got ({lower}, {upper})")
+        unit = upper - lower if self.options.parametrization == "relative" else 1.0
+        self.unit.set_value(np.array([unit], np.float32))
+        self.bounds.set_value((np.array([lower, upper]) / unit).astype(np.float32))
+
+    def effective_bounds(self) -> paddle.Tensor:
+        bounds = self.bounds
+        if self.options.parametrization == "relative":
+            bounds = bounds * self.unit
+        if self.options.zero_point == "integer":
+            bounds = snap_zero_point(bounds, self.bits)
+        return bounds
+
+    @property
+    def min_width(self) -> float:
+        """What b - a of the parameter must not fall below."""
+        return MIN_RELATIVE_WIDTH if self.options.parametrization == "relative" else MIN_WIDTH
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        if self.observer is not None:
+            return self.observer(self, x)
+        return ops.fake_quantize(x, self.effective_bounds(), self.bits)
+
+
+def keep_open(quantizers) -> int:
+    """Widen, around their centre, bounds that training has brought too close together or past each other.
+
+    Returns:
+        How many had to be widened.
+    """
+    trained = [quantizer for quantizer in quantizers if not quantizer.bounds.stop_gradient]
+    if not trained:
+        return 0
+    with paddle.no_grad():
+        bounds = paddle.stack([quantizer.bounds for quantizer in trained]).numpy()
+    least = np.array([quantizer.min_width for quantizer in trained], np.float32)
+    closed = np.flatnonzero(bounds[:, 1] - bounds[:, 0] < least)
+    for i in closed:
+        # in float32 a width of 1e-6 vanishes beside large bounds: widen by what is representable there
+        half = max(least[i], 4 * float(np.spacing(np.abs(bounds[i]).max()))) / 2
+        centre = bounds[i].mean()
+        trained[i].bounds.set_value(np.array([centre - half, centre + half], np.float32))
+    return len(closed)
