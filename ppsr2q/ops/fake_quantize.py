@@ -28,6 +28,7 @@ class _FakeQuantizeReference(paddle.autograd.PyLayer):
     def forward(ctx, x, bounds, bits):
         ctx.save_for_backward(x, bounds)
         ctx.bits = bits
+        ctx.needed = (not x.stop_gradient, not bounds.stop_gradient)  # Paddle insists on None for the others
         return quantize_dequantize(x, bounds, bits)
 
     @staticmethod
@@ -38,7 +39,8 @@ class _FakeQuantizeReference(paddle.autograd.PyLayer):
         inside = ((x >= lower) & (x <= upper)).astype(x.dtype)
         position = (paddle.minimum(paddle.maximum(x, lower), upper) - lower) / (upper - lower)
         rounding = codes(x, bounds, ctx.bits) / levels(ctx.bits) - position
-        return grad * inside, paddle.stack([(grad * (below - rounding)).sum(), (grad * (above + rounding)).sum()])
+        grad_bounds = paddle.stack([(grad * (below - rounding)).sum(), (grad * (above + rounding)).sum()])
+        return tuple(g if needed else None for g, needed in zip((grad * inside, grad_bounds), ctx.needed))
 
 
 def fake_quantize_reference(x: paddle.Tensor, bounds: paddle.Tensor, bits: int) -> paddle.Tensor:

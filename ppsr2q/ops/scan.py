@@ -48,6 +48,7 @@ class _LinearRecurrence(paddle.autograd.PyLayer):
     def forward(ctx, decay, increment):
         states = _recurrence(decay, increment, None)
         ctx.save_for_backward(decay, states)
+        ctx.needed = (not decay.stop_gradient, not increment.stop_gradient)
         return states
 
     @staticmethod
@@ -56,7 +57,8 @@ class _LinearRecurrence(paddle.autograd.PyLayer):
         next_decay = paddle.concat([decay[:, 1:], paddle.zeros_like(decay[:, :1])], axis=1)
         grad_increment = paddle.flip(_recurrence(paddle.flip(next_decay, [1]), paddle.flip(grad, [1]), None), [1])
         previous = paddle.concat([paddle.zeros_like(states[:, :1]), states[:, :-1]], axis=1)
-        return grad_increment * previous, grad_increment
+        grads = (grad_increment * previous, grad_increment)
+        return tuple(grad if needed else None for grad, needed in zip(grads, ctx.needed))
 
 
 def selective_scan_reference(u, delta, A, B, C, D, delta_bias, state_point=None, return_states=False):

@@ -1,8 +1,8 @@
 """The quantization plan: which tensors of a network get how many bits, as data."""
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 from paddle import nn
@@ -12,9 +12,15 @@ from ppsr2q.core.errors import UserError
 from ppsr2q.quant.fake_quantizer import QuantizerOptions
 
 
+def matches(name: str, pattern: str) -> bool:
+    """Whether a dotted name matches: ``*`` stands for anything within one part, ``**`` for any number of parts."""
+    expression = re.escape(pattern).replace(r"\*\*", ".*").replace(r"\*", "[^.]*")
+    return re.fullmatch(expression, name) is not None
+
+
 @dataclass(frozen=True)
 class PlanEntry:
-    """A rule for all sublayers whose name matches ``pattern`` (``*`` matches dots too).
+    """A rule for all sublayers whose name matches ``pattern`` (see :func:`matches`).
 
     A Linear or Conv2D gets a weight and an input quantizer, a QuantPoint one.
 
@@ -80,7 +86,7 @@ class Plan:
         layers = dict(model.named_sublayers())
         matched: Dict[str, PlanEntry] = {}
         for entry in self.entries:
-            names = [name for name in layers if fnmatchcase(name, entry.pattern)]
+            names = [name for name in layers if matches(name, entry.pattern)]
             if not names:
                 raise UserError(f"plan entry {entry.pattern!r} matches no layer of {type(model).__name__}")
             for name in names:
@@ -123,10 +129,10 @@ def _tensors(name: str, layer: nn.Layer, entry: PlanEntry, bits: int) -> List[Pl
 
 def _override(tensors: List[PlannedTensor], overrides: Mapping[str, Optional[int]]) -> List[PlannedTensor]:
     for pattern, bits in overrides.items():
-        if not any(fnmatchcase(tensor.name, pattern) for tensor in tensors):
+        if not any(matches(tensor.name, pattern) for tensor in tensors):
             raise UserError(f"override {pattern!r} (quant.overrides) matches no tensor of the plan; see --show-plan")
         tensors = [PlannedTensor(t.name, t.layer, t.role, bits, t.entry, t.parameter)
-                   if fnmatchcase(t.name, pattern) else t for t in tensors]
+                   if matches(t.name, pattern) else t for t in tensors]
     return tensors
 
 

@@ -1,0 +1,108 @@
+"""First bounds for every quantizer from one forward pass (2DQuant stage 1, DOBI)."""
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import Callable, Dict, Optional
+
+import numpy as np
+import paddle
+from paddle import nn
+
+from ppsr2q.quant.bounds import search_bounds, subsample
+from ppsr2q.quant.convert import named_quantizers
+from ppsr2q.quant.fake_quantizer import FakeQuantizer
+
+
+@dataclass(frozen=True)
+class CalibrationSettings:
+    """How bounds are searched.
+
+    Attributes:
+        dobi_mode: ``code``: two-sided everywhere (2DQuant's released code); ``paper``: one-sided where the plan says.
+        progressive: a quantizer acts as soon as its bounds are found, so that later ones see quantized inputs;
+            otherwise all statistics are those of the full-precision network.
+        candidates: K of the search.
+        max_samples: values of an activation that the search looks at (weights are searched whole).
+        seed: draws those values.
+    """
+
+    dobi_mode: str = "code"
+    progressive: bool = False
+    candidates: int = 100
+    max_samples: int = 2**16
+    seed: int = 0
+
+
+def calibrate(model: nn.Layer, batch: paddle.Tensor, settings: CalibrationSettings = CalibrationSettings(),
+              on_quantizer: Optional[Callable[[str], None]] = None) -> Dict[str, tuple]:
+    """Search the bounds of every quantizer of ``model`` in one forward pass of ``batch``.
+
+    Args:
+        model: from ``quantize``.
+        batch: the network's input, for image networks float32 (B, 3, h, w).
+        on_quantizer: called with the plan name after each search (progress).
+
+    Returns:
+        Plan name -> (a, b).
+
+    Raises:
+        ValueError: a quantizer saw a value that is not finite, or was not reached by the forward pass.
+    """
+    quantizers = named_quantizers(model)
+    found: Dict[str, tuple] = {name: q.fixed for name, q in quantizers.items() if q.fixed is not None}
+
+    def observer_of(name: str) -> Callable[[FakeQuantizer, paddle.Tensor], paddle.Tensor]:
+        def observe(quantizer, x):
+            limit = max(x.size, 2) if name.endswith(".weight") else settings.max_samples
+            values = subsample(x.numpy(), limit, settings.seed + zlib.crc32(name.encode()))
+            if not np.isfinite(values).all():
+                raise ValueError(f"{name}: values to calibrate on are not finite")
+            one_sided = quantizer.one_sided and settings.dobi_mode == "paper"
+            found[name] = search_bounds(values, quantizer.bits, one_sided, settings.candidates)
+            quantizer.observer = None
+            quantizer.set_bounds(*found[name])
+            if not settings.progressive:
+                quantizer.observer = _pass_through
+            if on_quantizer is not None:
+                on_quantizer(name)
+            return quantizer(x)
+        return observe
+
+    for name, quantizer in quantizers.items():
+        quantizer.observer = _pass_through if quantizer.fixed is not None else observer_of(name)
+    try:
+        with paddle.no_grad():
+            model(batch)
+    finally:
+        for quantizer in quantizers.values():
+            quantizer.observer = None
+    unseen = sorted(set(quantizers) - set(found))
+    if unseen:
+        raise ValueError(f"the forward pass did not reach {len(unseen)} quantizers, the first is {unseen[0]}")
+    return found
+
+
+def _pass_through(quantizer: FakeQuantizer, x: paddle.Tensor) -> paddle.Tensor:
+    return x
+
+
+def get_bounds(model: nn.Layer) -> Dict[str, np.ndarray]:
+    """Plan name -> float32 [2], the bounds that every quantizer acts with now."""
+    with paddle.no_grad():
+        return {name: quantizer.effective_bounds().numpy() for name, quantizer in named_quantizers(model).items()}
+
+
+def set_bounds(model: nn.Layer, bounds: Dict[str, np.ndarray]) -> None:
+    """Set the bounds of every quantizer, by plan name.
+
+    Raises:
+        ValueError: naming quantizers without bounds, unknown names, or unordered bounds.
+    """
+    quantizers = named_quantizers(model)
+    if set(quantizers) != set(bounds):
+        odd = sorted(set(quantizers) ^ set(bounds))
+        raise ValueError(f"bounds do not belong to this network: {len(odd)} names differ, the first is {odd[0]}")
+    for name, quantizer in quantizers.items():
+        if quantizer.fixed is None:
+            quantizer.set_bounds(*(float(value) for value in bounds[name]))
