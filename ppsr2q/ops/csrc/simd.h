@@ -41,15 +41,31 @@ inline vf load(const float* p) { return *reinterpret_cast<const vf_unaligned*>(p
 
 inline void store(float* p, vf x) { *reinterpret_cast<vf_unaligned*>(p) = x; }
 
-// The first count (0..LANES) floats, the other lanes 0. Nothing behind them is touched.
+// The first count (0..LANES) floats, the other lanes 0. Nothing behind them is touched, so a page may end there.
 inline vf load_partial(const float* p, int count) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p);
+#elif defined(__AVX2__)
+    return (vf)_mm256_maskload_ps(p, (__m256i)(vi{0, 1, 2, 3, 4, 5, 6, 7} < count));
+#else
     vf x = {};
-    std::memcpy(&x, p, static_cast<std::size_t>(count) * sizeof(float));
+    for (int i = 0; i < count; i++) {
+        x[i] = p[i];
+    }
     return x;
+#endif
 }
 
 inline void store_partial(float* p, vf x, int count) {
-    std::memcpy(p, &x, static_cast<std::size_t>(count) * sizeof(float));
+#if defined(__AVX512F__)
+    _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), (__m512)x);
+#elif defined(__AVX2__)
+    _mm256_maskstore_ps(p, (__m256i)(vi{0, 1, 2, 3, 4, 5, 6, 7} < count), (__m256)x);
+#else
+    for (int i = 0; i < count; i++) {
+        p[i] = x[i];
+    }
+#endif
 }
 
 inline vi as_int(vf x) { return reinterpret_cast<vi>(x); }
@@ -61,9 +77,26 @@ inline vf keep(vi mask, vf x) { return as_float(mask & as_int(x)); }
 
 // ---------------------------------------------------------------- arithmetic
 
-// In both, a NaN in x survives: x is what a comparison with NaN falls back to.
-inline vf at_least(vf x, vf lower) { return lower > x ? lower : x; }
-inline vf at_most(vf x, vf upper) { return upper < x ? upper : x; }
+// In both, a NaN in x survives: x is what a comparison with NaN falls back to, in the instructions as well.
+inline vf at_least(vf x, vf lower) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_maskz_max_ps(0xffff, (__m512)lower, (__m512)x);
+#elif defined(__AVX2__)
+    return (vf)_mm256_max_ps((__m256)lower, (__m256)x);
+#else
+    return lower > x ? lower : x;
+#endif
+}
+
+inline vf at_most(vf x, vf upper) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_maskz_min_ps(0xffff, (__m512)upper, (__m512)x);
+#elif defined(__AVX2__)
+    return (vf)_mm256_min_ps((__m256)upper, (__m256)x);
+#else
+    return upper < x ? upper : x;
+#endif
+}
 
 inline vf absolute(vf x) { return as_float(as_int(x) & 0x7fffffff); }
 
@@ -91,59 +124,60 @@ inline vf divide(vf x, vf y, vf inverse) {
 
 namespace detail {
 
-template <int H, int... I>
-inline vf fold_lanes(vf a, vf b, std::integer_sequence<int, I...>) {
-    // Lanes with bit H clear get a[i] + a[i ^ H], the others b[i] + b[i ^ H].
+// a[i] where bit H of i is clear, else b[i]; with swapped, the lanes of a and b are exchanged (i ^ H) before.
+template <int H, bool SWAPPED, int... I>
+inline vf pick_lanes(vf a, vf b, std::integer_sequence<int, I...>) {
 #if defined(__clang__)
-    vf own = __builtin_shufflevector(a, b, ((I & H) ? LANES + I : I)...);
-    vf other = __builtin_shufflevector(a, b, ((I & H) ? LANES + (I ^ H) : (I ^ H))...);
+    return __builtin_shufflevector(a, b, ((SWAPPED ? I ^ H : I) + (I & H ? LANES : 0))...);
 #else
-    vf own = __builtin_shuffle(a, b, vi{((I & H) ? LANES + I : I)...});
-    vf other = __builtin_shuffle(a, b, vi{((I & H) ? LANES + (I ^ H) : (I ^ H))...});
+    return __builtin_shuffle(a, b, vi{((SWAPPED ? I ^ H : I) + (I & H ? LANES : 0))...});
 #endif
-    return own + other;
+}
+
+template <int H, bool SWAPPED>
+inline vf pick_lanes(vf a, vf b) {
+    return pick_lanes<H, SWAPPED>(a, b, std::make_integer_sequence<int, LANES>());
 }
 
 template <int H>
-inline vf fold_lanes(vf a, vf b) {
-    return fold_lanes<H>(a, b, std::make_integer_sequence<int, LANES>());
+inline vf fold(vf x) {
+    if constexpr (H == 0) {
+        return x;
+    } else {
+        return fold<H / 2>(x + pick_lanes<H, true>(x, x));
+    }
 }
 
 template <int H>
-inline vf fold_all(vf* x) {
-    for (int i = 0; i < H; i++) {
-        x[i] = fold_lanes<H>(x[i], x[i + H]);
+inline vf fold_maximum(vf x) {
+    if constexpr (H == 0) {
+        return x;
+    } else {
+        return fold_maximum<H / 2>(at_least(x, pick_lanes<H, true>(x, x)));
     }
-    if constexpr (H > 1) {
-        return fold_all<H / 2>(x);
-    }
-    return x[0];
 }
 
 template <int H>
-inline float fold_one(vf x) {
-    x = fold_lanes<H>(x, x);
-    if constexpr (H > 1) {
-        return fold_one<H / 2>(x);
+inline vf fold_each(vf* x) {
+    if constexpr (H == 0) {
+        return x[0];
+    } else {
+        for (int i = 0; i < H; i++) {
+            x[i] = pick_lanes<H, false>(x[i], x[i + H]) + pick_lanes<H, true>(x[i], x[i + H]);
+        }
+        return fold_each<H / 2>(x);
     }
-    return x[0];
 }
 
 }  // namespace detail
 
 // Sum over the lanes, in an order that depends on LANES only.
-inline float sum(vf x) { return detail::fold_one<LANES / 2>(x); }
+inline float sum(vf x) { return detail::fold<LANES / 2>(x)[0]; }
+
+inline float maximum(vf x) { return detail::fold_maximum<LANES / 2>(x)[0]; }
 
 // Lane i of the result is sum(x[i]); overwrites x.
-inline vf sums(vf (&x)[LANES]) { return detail::fold_all<LANES / 2>(x); }
-
-inline float maximum(vf x) {
-    float result = x[0];
-    for (int i = 1; i < LANES; i++) {
-        result = x[i] > result ? x[i] : result;
-    }
-    return result;
-}
+inline vf sums(vf (&x)[LANES]) { return detail::fold_each<LANES / 2>(x); }
 
 // Cheap check for NaN and infinities: start at 0, feed it everything, then ask all_finite.
 inline vf watch(vf watched, vf x) { return x * 0.0f + watched; }
@@ -159,11 +193,11 @@ inline vf exp(vf x) {
     vf n = shifted - ROUNDING;
     vf r = n * -0.693359375f + x;  // ln 2 in two parts (Cody and Waite); the first has few bits, so n * it is exact
     r = n * 2.12194440e-4f + r;
-    vf p = r * EXP6 + EXP5;
-    p = p * r + EXP4;
-    p = p * r + EXP3;
-    p = p * r + EXP2;
-    p = p * r + EXP1;
+    vf p = r * 1.384355863e-3f + 8.374236229e-3f;
+    p = p * r + 4.166800746e-2f;
+    p = p * r + 1.666643033e-1f;
+    p = p * r + 4.999999417e-1f;
+    p = p * r + 1.0f;
     p = p * r + 1.0f;
     vi exponent = (as_int(shifted) << 23) + (127 << 23);  // the rest of ROUNDING's bits leave at the top
     return p * as_float(exponent);
@@ -277,11 +311,9 @@ struct BoundGradients {
 inline vf quantize_backward(const Quantizer& quantizer, vf x, vf grad, BoundGradients& bounds) {
     vf position = quantizer.position(x);
     vf rounding = grad * ((round_half_even(position) - position) * quantizer.inverse_levels);
-    vi below = x < quantizer.lower;
-    vi above = x > quantizer.upper;
-    bounds.lower += keep(below, grad) - rounding;
-    bounds.upper += keep(above, grad) + rounding;
-    return keep(~(below | above), grad);
+    bounds.lower += keep(x <= quantizer.lower, grad) - rounding;
+    bounds.upper += keep(x >= quantizer.upper, grad) + rounding;
+    return keep(~((x < quantizer.lower) | (x > quantizer.upper)), grad);
 }
 
 }  // namespace ppsr2q
