@@ -1,7 +1,109 @@
 """Decides for every operator call whether the CPU kernel or the pure-Paddle reference computes it."""
 from __future__ import annotations
 
+import contextlib
+from typing import Iterable, Iterator, Optional, Sequence, Union
 
-def serves(operator, tensors, points=()):
-    """Placeholder until kernels are built: the reference serves everything."""
-    return False
+import paddle
+
+from ppsr2q.ops import native
+
+# Tensor arguments of every operator that has a kernel, as the operators pass them to :func:`serves`.
+ARGUMENTS = {
+    "fake_quantize": ("x", "bounds"),
+    "linear": ("x", "residual"),
+    "norm_linear": ("x",),
+    "window_attention": ("q", "k", "v", "table"),
+    "gated_mixing": ("x",),
+    "positional_gate": ("x",),
+    "route": ("logits",),
+    "gather_rows": ("x",),
+    "routed_prompt": ("logits", "table"),
+    "selective_scan": ("u", "delta", "A", "B", "C", "D", "delta_bias"),
+}
+
+PENDING = {"linear", "norm_linear", "window_attention", "gated_mixing", "positional_gate", "route", "gather_rows",
+           "routed_prompt", "selective_scan"}  # kernels still being written; the set goes when it is empty
+
+SCAN_STATES = (4, 8, 16)  # the kernel keeps one register a state, so their number is compiled in
+
+_policy: Union[str, frozenset] = "auto"
+
+
+@contextlib.contextmanager
+def use(policy: Union[str, Iterable[str]]) -> Iterator[None]:
+    """Within the block: ``"auto"`` (kernels where they serve), ``"reference"`` (none), or a set of operator names
+    (kernels for these, which must be available, and references for all others)."""
+    global _policy
+    if isinstance(policy, str):
+        if policy not in ("auto", "reference"):
+            raise ValueError(f"policy must be 'auto', 'reference' or a set of operators, got {policy!r}")
+    else:
+        policy = frozenset(policy)
+        unknown = policy - set(ARGUMENTS)
+        if unknown:
+            raise ValueError(f"no operator is called {sorted(unknown)}, known are {sorted(ARGUMENTS)}")
+    previous, _policy = _policy, policy
+    try:
+        yield
+    finally:
+        _policy = previous
+
+
+def limits(operator: str) -> str:
+    """What the operator's kernel does not serve beyond float32 on the CPU, in words; empty when nothing."""
+    if operator == "selective_scan":
+        return f"states a channel: {SCAN_STATES}; with return_states only without gradients"
+    return ""
+
+
+def _beyond_limits(operator, tensors) -> Optional[str]:
+    if operator == "selective_scan" and tensors[2].shape[-1] not in SCAN_STATES:
+        return f"{tensors[2].shape[-1]} states a channel, compiled are {SCAN_STATES}"
+    return None
+
+
+def _validate(operator, tensors) -> None:
+    for name, tensor in zip(ARGUMENTS[operator], tensors):
+        if tensor is None:
+            continue
+        if not tensor.is_floating_point():
+            raise ValueError(f"{operator}: {name} of shape {list(tensor.shape)} must be floating point, "
+                             f"got {tensor.dtype}")
+        if 0 in tensor.shape:
+            raise ValueError(f"{operator}: {name} is empty, shape {list(tensor.shape)}")
+
+
+def why_reference(operator: str, tensors: Sequence[Optional[paddle.Tensor]] = (), points: Sequence = ()
+                  ) -> Optional[str]:
+    """Why the reference computes this call; None when the kernel does. Without tensors: any ordinary call."""
+    if not paddle.in_dynamic_mode():
+        return "a graph is being traced"
+    if _policy == "reference" or (isinstance(_policy, frozenset) and operator not in _policy):
+        return "the policy says so"
+    if operator in PENDING:
+        return "kernel not written yet"
+    for tensor in tensors:
+        if tensor is not None and (tensor.dtype != paddle.float32 or not tensor.place.is_cpu_place()):
+            return f"{tensor.dtype} on {tensor.place}, kernels take float32 on the CPU"
+    if any(point is not None and point.observing for point in points):
+        return "a range search observes a tensor inside"
+    reason = _beyond_limits(operator, tensors) if tensors else None
+    if reason is None and isinstance(_policy, frozenset):
+        native.library()  # raises: a forced kernel must not silently be a reference
+    return reason or native.why_unavailable()
+
+
+def serves(operator: str, tensors: Sequence[Optional[paddle.Tensor]], points: Sequence = ()) -> bool:
+    """Whether the kernel computes this call.
+
+    Args:
+        tensors: the operator's tensor arguments in the order of :data:`ARGUMENTS`; None where absent.
+        points: its quantizers (``QuantPoint`` or None).
+
+    Raises:
+        ValueError: a tensor is empty or not floating point.
+    """
+    if paddle.in_dynamic_mode():
+        _validate(operator, tensors)
+    return why_reference(operator, tensors, points) is None
