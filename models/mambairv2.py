@@ -213,7 +213,7 @@ class MambaIRv2Light(nn.Layer):
         return paddle.to_tensor(-np.log(rng.standard_exponential(shape, dtype=np.float32)))
 
     def _run(self, layer, tokens, size, noise):
-        if self.recompute and self.training and not tokens.stop_gradient:
+        if self.recompute and paddle.is_grad_enabled() and not tokens.stop_gradient:
             from paddle.distributed.fleet.utils import recompute
             return recompute(layer, tokens, size, noise)
         return layer(tokens, size, noise)

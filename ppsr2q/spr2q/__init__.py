@@ -1,0 +1,1 @@
+"""The method: rectifier group training, offline static routing calibration, and fusing (SPR²Q)."""

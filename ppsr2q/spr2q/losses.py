@@ -1,0 +1,51 @@
+"""The hybrid distillation loss (SPR²Q Eq. 4-6): pixels and block features of the full-precision network."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Dict, List, Sequence
+
+import paddle
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """L = L_pixel + feature_weight · L_feature.
+
+    Attributes:
+        feature_weight: λ.
+        feature_norm: ``l2``: both features are divided by their own detached L2 norm per sample over tokens and
+            channels (2DQuant); ``none``: as they are (Eq. 5).
+        feature_reduction: over tokens and channels, ``sum`` or ``mean``; always the mean over samples and blocks.
+    """
+
+    feature_weight: float = 5.0
+    feature_norm: str = "l2"
+    feature_reduction: str = "sum"
+
+
+def pixel_loss(student: paddle.Tensor, teacher: paddle.Tensor) -> paddle.Tensor:
+    """Mean absolute difference of the outputs, scalar (Eq. 4)."""
+    return (student - teacher).abs().mean()
+
+
+def _unit(feature: paddle.Tensor) -> paddle.Tensor:
+    norm = paddle.sqrt((feature.detach()**2).sum(axis=[1, 2], keepdim=True))
+    return feature / paddle.clip(norm, min=1e-12)
+
+
+def feature_loss(student: paddle.Tensor, teacher: paddle.Tensor, settings: LossSettings) -> paddle.Tensor:
+    """Squared difference of one block's features (B, tokens, C), scalar."""
+    if settings.feature_norm == "l2":
+        student, teacher = _unit(student), _unit(teacher)
+    squares = (student - teacher)**2
+    return squares.mean() if settings.feature_reduction == "mean" else squares.sum(axis=[1, 2]).mean()
+
+
+def hybrid_loss(student: paddle.Tensor, teacher: paddle.Tensor, student_features: Sequence[paddle.Tensor],
+                teacher_features: Sequence[paddle.Tensor], settings: LossSettings) -> Dict[str, paddle.Tensor]:
+    """``loss`` and its terms: ``pixel``, ``feature``, and ``feature/NN`` of every block (all scalars)."""
+    blocks: List[paddle.Tensor] = [feature_loss(s, t, settings) for s, t in zip(student_features, teacher_features)]
+    pixel, feature = pixel_loss(student, teacher), paddle.stack(blocks).mean()
+    terms = {"loss": pixel + settings.feature_weight * feature, "pixel": pixel, "feature": feature}
+    terms.update({f"feature/{i:02d}": block.detach() for i, block in enumerate(blocks)})
+    return terms

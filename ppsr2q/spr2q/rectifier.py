@@ -1,0 +1,108 @@
+"""Rectifier groups: N low-rank corrections of one weight, mixed by a gate."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Dict, Iterable, List
+
+import numpy as np
+import paddle
+from paddle import nn
+
+from ppsr2q.quant.convert import get_sublayer
+from ppsr2q.quant.layers import QuantLinear
+from ppsr2q.quant.plan import PlannedTensor
+from ppsr2q.spr2q.gating import DynamicGate, StaticGate, uniform_gate
+
+
+@dataclass(frozen=True)
+class RectifierSettings:
+    """N, r, and how the group is mixed: ``gate`` is ``dynamic`` (paper) or ``static`` (the authors' released code)."""
+
+    number: int = 4
+    rank: int = 8
+    gate: str = "dynamic"
+    per_sample: bool = False
+
+
+class RectifierGroup(nn.Layer):
+    """ΔW = Σ_i g_i B_i A_i in the layout [d_in, d_out] of a Paddle weight.
+
+    Attributes:
+        A: float32 (N, r, d_in), Kaiming-uniform with a = sqrt(5), a different draw for every rectifier.
+        B: float32 (N, r, d_out), B_i transposed; zero, so that training starts at the float weight.
+        gate: gives g (N,), or (B, N) for one weight a sample.
+    """
+
+    def __init__(self, d_in: int, d_out: int, number: int, rank: int, gate: nn.Layer, rng: np.random.Generator) -> None:
+        super().__init__()
+        bound = d_in**-0.5  # Kaiming uniform: sqrt(6 / ((1 + a²) fan_in)) with a² = 5
+        draws = rng.uniform(-bound, bound, (number, rank, d_in)).astype(np.float32)
+        self.A = self.create_parameter([number, rank, d_in], default_initializer=nn.initializer.Assign(draws))
+        self.B = self.create_parameter([number, rank, d_out], default_initializer=nn.initializer.Constant(0.0))
+        self.gate = gate
+
+    @property
+    def needs_token_mean(self) -> bool:
+        return self.gate.needs_token_mean
+
+    def forward(self, token_mean=None) -> paddle.Tensor:
+        return self.increment(self.gate(token_mean))
+
+    def increment(self, mixing: paddle.Tensor) -> paddle.Tensor:
+        """Σ_i g_i (B_i A_i)ᵀ: (d_in, d_out) for g (N,), (B, d_in, d_out) for g (B, N).
+
+        One matrix product: the N rectifiers side by side are one of rank N r.
+        """
+        number, rank, d_in = self.A.shape
+        weighted = mixing.unsqueeze(-1).unsqueeze(-1) * self.B
+        weighted = weighted.reshape(mixing.shape[:-1] + [number * rank, -1])
+        return paddle.matmul(self.A.reshape([number * rank, d_in]), weighted, transpose_x=True)
+
+
+def attach_rectifiers(student: nn.Layer, tensors: Iterable[PlannedTensor], settings: RectifierSettings,
+                      seed: int) -> None:
+    """Give every rectified layer of the plan its group. One rectifier (PQFR) needs no gate: its weight is 1."""
+    rng = np.random.default_rng(seed)
+    for tensor in tensors:
+        if not tensor.rectified:
+            continue
+        layer: QuantLinear = get_sublayer(student, tensor.layer)
+        d_in, d_out = layer.weight.shape
+        if settings.number > 1 and settings.gate == "dynamic":
+            gate: nn.Layer = DynamicGate(d_in, settings.number, settings.per_sample)
+        else:
+            gate = uniform_gate(settings.number)
+        layer.weight_delta = RectifierGroup(d_in, d_out, settings.number, settings.rank, gate, rng)
+
+
+def rectifier_groups(model: nn.Layer) -> Dict[str, RectifierGroup]:
+    """Layer name -> its group, in the order of the network."""
+    return {name: layer.weight_delta for name, layer in model.named_sublayers()
+            if isinstance(layer, QuantLinear) and isinstance(layer.weight_delta, RectifierGroup)}
+
+
+def freeze_gates(student: nn.Layer, batch: paddle.Tensor, space: str = "softmax") -> Dict[str, np.ndarray]:
+    """Replace every dynamic gate by a static one at its mean weights over a calibration batch.
+
+    This is "RGT without OSRC" at test time, and where OSRC starts. Static gates keep their weights.
+
+    Returns:
+        Layer name -> the weights (N,).
+    """
+    seen: Dict[str, List[np.ndarray]] = {}
+    groups = rectifier_groups(student)
+    hooks = []
+    for name, group in groups.items():
+        def record(layer, inputs, output, name=name):
+            seen.setdefault(name, []).append(output.numpy().reshape(-1, output.shape[-1]).mean(axis=0))
+        hooks.append(group.gate.register_forward_post_hook(record))
+    try:
+        with paddle.no_grad():
+            student(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    mean = {name: np.mean(weights, axis=0) for name, weights in seen.items()}
+    for name, group in groups.items():
+        group.gate = StaticGate(mean[name], space)
+    return mean

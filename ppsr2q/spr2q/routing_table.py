@@ -1,0 +1,111 @@
+"""Files of the method: the rectifier checkpoint (stage 1) and the SPR²Q Table (stage 2)."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Dict, Union
+
+import numpy as np
+import paddle
+from paddle import nn
+
+from ppsr2q.core.errors import UserError
+from ppsr2q.core.files import Artifact, load_artifact, save_artifact
+from ppsr2q.quant.calibrate import get_bounds, set_bounds
+from ppsr2q.quant.convert import get_sublayer
+from ppsr2q.spr2q.rectifier import rectifier_groups
+
+RECTIFIERS_KIND = "rectifiers"
+TABLE_KIND = "SPR2Q table"
+
+
+class StaticIncrement(nn.Layer):
+    """A fixed ΔW [d_in, d_out]: a rectifier group after its routing is settled."""
+
+    needs_token_mean = False
+
+    def __init__(self, increment: np.ndarray) -> None:
+        super().__init__()
+        self.register_buffer("increment", paddle.to_tensor(increment))
+
+    def forward(self, token_mean=None) -> paddle.Tensor:
+        return self.increment
+
+
+def rectifier_state(student: nn.Layer) -> Dict[str, np.ndarray]:
+    """Adapters, gates and bounds, nothing else: ``rectifiers/<layer>.<parameter>`` and ``bounds/<plan name>``."""
+    state = {f"bounds/{name}": value for name, value in get_bounds(student).items()}
+    for name, group in rectifier_groups(student).items():
+        for key, parameter in group.named_parameters():
+            state[f"rectifiers/{name}.{key}"] = parameter.numpy()
+    return state
+
+
+def save_rectifiers(student: nn.Layer, path: Union[str, Path], metadata: dict) -> None:
+    """Write the rectifier checkpoint; ``metadata`` carries config, seed and the hash of the FP weights."""
+    save_artifact(path, rectifier_state(student), RECTIFIERS_KIND, metadata)
+
+
+def _part(artifact: Artifact, prefix: str) -> Dict[str, np.ndarray]:
+    return {key[len(prefix):]: value for key, value in artifact.tensors.items() if key.startswith(prefix)}
+
+
+def _set_bounds(student: nn.Layer, artifact: Artifact) -> None:
+    try:
+        set_bounds(student, _part(artifact, "bounds/"))
+    except ValueError as error:
+        raise UserError(f"{artifact.path}: {error} (another plan or architecture?)") from None
+
+
+def load_rectifiers(student: nn.Layer, artifact: Artifact) -> None:
+    """Set bounds, adapters and gates of a student that ``attach_rectifiers`` prepared alike.
+
+    Raises:
+        UserError: names or shapes differ (another plan, N, rank or kind of gate).
+    """
+    parameters = {f"{name}.{key}": parameter for name, group in rectifier_groups(student).items()
+                  for key, parameter in group.named_parameters()}
+    stored = _part(artifact, "rectifiers/")
+    odd = set(parameters) ^ set(stored) or {name for name in stored
+                                            if list(stored[name].shape) != list(parameters[name].shape)}
+    if odd:
+        raise UserError(f"{artifact.path}: its rectifiers differ from the configured ones, first at {sorted(odd)[0]} "
+                        "(rectifier.number, rectifier.rank or rectifier.gate of another run?)")
+    _set_bounds(student, artifact)
+    for name, parameter in parameters.items():
+        parameter.set_value(stored[name])
+
+
+def save_table(student: nn.Layer, path: Union[str, Path], metadata: dict) -> None:
+    """Write the SPR²Q Table of a student with static gates.
+
+    Per rectified layer ``mixing/<layer>`` (N,), the static routing ĝ, and ``increment/<layer>`` (d_in, d_out),
+    Σ ĝ_i (B_i A_i)ᵀ; and ``bounds/<plan name>`` of all quantizers: with the full-precision weights it is all that
+    fusing needs.
+    """
+    tensors = {f"bounds/{name}": value for name, value in get_bounds(student).items()}
+    with paddle.no_grad():
+        for name, group in rectifier_groups(student).items():
+            mixing = group.gate()
+            tensors[f"mixing/{name}"] = mixing.numpy()
+            tensors[f"increment/{name}"] = group.increment(mixing).numpy()
+    save_artifact(path, tensors, TABLE_KIND, metadata)
+
+
+def load_table(student: nn.Layer, path: Union[str, Path]) -> Artifact:
+    """Set the bounds and increments of a freshly quantized student from a table.
+
+    Raises:
+        UserError: damaged file, or a table for another plan or architecture.
+    """
+    artifact = load_artifact(path, TABLE_KIND)
+    _set_bounds(student, artifact)
+    for name, increment in _part(artifact, "increment/").items():
+        try:
+            layer = get_sublayer(student, name)
+            shape = list(layer.weight.shape)
+        except (AttributeError, IndexError, KeyError):
+            raise UserError(f"{path}: no layer {name} in this network") from None
+        if list(increment.shape) != shape:
+            raise UserError(f"{path}: increment of {name} has shape {list(increment.shape)}, expected {shape}")
+        layer.weight_delta = StaticIncrement(increment)
+    return artifact
