@@ -1,0 +1,1 @@
+"""The measuring protocol, tiled upscaling, and results as records and tables."""
