@@ -1,0 +1,250 @@
+"""The options of every tool: one dataclass per section, read from YAML files and ``-o key=value`` overrides.
+
+A file may name others under ``_base_`` (text or list, relative to the file); later ones win over earlier ones
+and the file itself over all. Paths in values stay as written: they are relative to the working directory.
+"""
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+
+import yaml
+
+from ppsr2q.core.errors import UserError
+from ppsr2q.core.typed import build, check, leaf_type, option, options, section
+
+_BASE = "_base_"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    name: str = option("mambairv2_light", "architecture", choices=("mambairv2_light",))
+    scale: int = option(2, "enlargement", choices=(2, 4))
+    weights: Optional[str] = option(None, "full-precision weights (.safetensors, .pdparams); null: our x2 ones")
+    routing: str = option("argmax", "token routing: noise-free, or the authors' noisy one",
+                         choices=("argmax", "gumbel"))
+    routing_seed: int = option(0, "seed of the gumbel noise", low=0)
+    init: str = option("official", "start of a pretraining from scratch", choices=("official", "bilinear"))
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    root: Optional[str] = option(None, "folder that holds the benchmark sets (Set5, Set14, ...)")
+    train: Optional[str] = option(None, "folder of training images; null: the images scikit-image ships")
+    sets: List[str] = option(["Set5"], "benchmark sets to evaluate on")
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantConfig:
+    bits: Optional[int] = option(4, "bits of weights and activations; null: not quantized", low=1, high=8)
+    overrides: Dict[str, int] = option({}, "bits of single plan entries: pattern -> bits", low=1, high=8)
+    zero_point: str = option("float", "free lower bound (the paper's), or a whole multiple of the step",
+                             choices=("float", "integer"))
+    parametrization: str = option("absolute", "train the bounds themselves, or divided by their first range",
+                                  choices=("absolute", "relative"))
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibConfig:
+    images: int = option(32, "crops of the calibration batch", low=1)
+    lr_patch: int = option(64, "side of a low-resolution crop in pixels", low=8)
+    dobi_mode: str = option("code", "search bounds as 2DQuant's paper or as its code does",
+                           choices=("paper", "code"))
+    progressive: bool = option(False, "search layer by layer, each behind the already quantized ones")
+    candidates: int = option(100, "bounds tried per tensor", low=2)
+    max_samples: int = option(65536, "values per tensor that a search looks at", low=256)
+
+
+@dataclasses.dataclass(frozen=True)
+class RectifierConfig:
+    enabled: bool = option(True, "train rectifiers; false: bounds only")
+    number: int = option(4, "rectifiers per layer (N)", low=1)
+    rank: int = option(8, "rank of a rectifier (r)", low=1)
+    gate: str = option("dynamic", "rectifier weights from the input, or one trained vector per layer",
+                       choices=("dynamic", "static"))
+    per_sample: bool = option(False, "a dynamic gate weighs each sample, not the mean of the batch")
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    feature_weight: float = option(5.0, "weight of the feature loss (lambda)", low=0)
+    feature_norm: str = option("l2", "divide features by their L2 norm first", choices=("none", "l2"))
+    feature_reduction: str = option("sum", "over tokens and channels", choices=("sum", "mean"))
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    iterations: int = option(12000, "steps of stage 1", low=1)
+    batch: int = option(8, "crops per step, over all processes", low=1)
+    lr_patch: int = option(64, "side of a low-resolution crop in pixels", low=8)
+    accumulate: int = option(1, "micro-batches that a step is cut into", low=1)
+    lr_bounds: float = option(1e-2, "learning rate of the bounds", low=0)
+    lr_rectifier: float = option(1e-2, "learning rate of the rectifiers", low=0)
+    lr_gate: float = option(1e-2, "learning rate of the gates", low=0)
+    betas: List[float] = option([0.9, 0.999], "Adam's decay rates", low=0, below=1, length=2)
+    epsilon: float = option(1e-8, "Adam's epsilon", above=0)
+    min_lr_ratio: float = option(0.0, "last learning rate / first", low=0, high=1)
+    warmup: int = option(0, "steps of linear warm-up", low=0)
+    grad_clip: Optional[float] = option(None, "largest norm of the whole gradient; null: any", above=0)
+    recompute: bool = option(False, "recompute layers in the backward pass: less memory, more time")
+    log_every: int = option(10, "steps between two log lines", low=1)
+    save_every: int = option(200, "steps between two resume checkpoints", low=1)
+    validate_every: int = option(500, "steps between two validations; 0: never", low=0)
+    validation_crops: int = option(8, "held-out crops per validation", low=1)
+    augment: bool = option(True, "random flips and 90-degree rotations")
+
+
+@dataclasses.dataclass(frozen=True)
+class RouteCalibConfig:
+    iterations: int = option(500, "steps of stage 2", low=1)
+    batch: int = option(8, "crops per step, over all processes", low=1)
+    lr: float = option(1e-2, "learning rate of the routing weights", low=0)
+    weights_space: str = option("softmax", "weights on the simplex, or free real numbers",
+                               choices=("softmax", "free"))
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig:
+    iterations: int = option(3000, "steps", low=1)
+    batch: int = option(4, "crops per step, over all processes", low=1)
+    lr_patch: int = option(32, "side of a low-resolution crop in pixels", low=8)
+    accumulate: int = option(1, "micro-batches that a step is cut into", low=1)
+    lr: float = option(5e-4, "learning rate", above=0)
+    betas: List[float] = option([0.9, 0.99], "Adam's decay rates", low=0, below=1, length=2)
+    epsilon: float = option(1e-8, "Adam's epsilon", above=0)
+    warmup: int = option(100, "steps of linear warm-up", low=0)
+    schedule: str = option("cosine", "how the learning rate falls", choices=("cosine", "multistep"))
+    milestones: List[int] = option([], "steps at which multistep multiplies the rate by gamma", low=1)
+    gamma: float = option(0.5, "factor of multistep", above=0, high=1)
+    min_lr_ratio: float = option(0.01, "last learning rate / first, of cosine", low=0, high=1)
+    grad_clip: Optional[float] = option(1.0, "largest norm of the whole gradient; null: any", above=0)
+    recompute: bool = option(False, "recompute layers in the backward pass: less memory, more time")
+    log_every: int = option(10, "steps between two log lines", low=1)
+    save_every: int = option(200, "steps between two resume checkpoints", low=1)
+    validate_every: int = option(500, "steps between two validations; 0: never", low=0)
+    validation_crops: int = option(8, "held-out crops per validation", low=1)
+    augment: bool = option(True, "random flips and 90-degree rotations")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    mode: str = option("whole", "whole images, or tiles as MambaIR's official tester cuts them",
+                       choices=("whole", "official_tiles"))
+    tile: int = option(0, "side of predict's tiles in low-resolution pixels; 0: whole image", low=0)
+    overlap: int = option(16, "pixels by which predict's tiles overlap", low=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    device: str = option("auto", "where to compute", choices=("auto", "cpu", "gpu"))
+    seed: int = option(10, "of everything random", low=0, high=2**31 - 1)
+    output_dir: str = option("output", "folder for everything a run writes")
+    model: ModelConfig = section(ModelConfig)
+    data: DataConfig = section(DataConfig)
+    quant: QuantConfig = section(QuantConfig)
+    calib: CalibConfig = section(CalibConfig)
+    rectifier: RectifierConfig = section(RectifierConfig)
+    loss: LossConfig = section(LossConfig)
+    train: TrainConfig = section(TrainConfig)
+    route_calib: RouteCalibConfig = section(RouteCalibConfig)
+    pretrain: PretrainConfig = section(PretrainConfig)
+    eval: EvalConfig = section(EvalConfig)
+
+
+def load_config(path: Optional[Union[str, Path]] = None, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file (None: defaults only) with its bases, then apply ``key.sub=value`` overrides in order.
+
+    Raises:
+        UserError: unreadable file, a cycle of bases, an unknown key, a wrong type or a value out of range;
+            the message names file or override, key, and what is accepted.
+    """
+    tree = _read_file(Path(path), ()) if path is not None else {}
+    for text in overrides:
+        tree = _merge(tree, _read_override(text))
+    return build(tree, Config)
+
+
+def config_from_dict(tree: Mapping[str, Any], source: str) -> Config:
+    """The inverse of :func:`config_to_dict`; ``source`` (a file name) is named in errors."""
+    return build(check(tree, Config, source), Config)
+
+
+def config_to_dict(config: Config) -> Dict[str, Any]:
+    """Nested dict of plain values, fit for JSON and YAML."""
+    return dataclasses.asdict(config)
+
+
+def describe_options() -> str:
+    """One line per key: default, what is accepted, what it means."""
+    return "\n".join(f"{key} = {yaml.safe_dump(default, default_flow_style=True).splitlines()[0]}"
+                     f"  ({accepted}): {help}" for key, default, accepted, help in options(Config))
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML without repeated keys: the plain loader lets the last one win in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        repeated = [key for key in keys if keys.count(key) > 1]
+        if repeated:
+            raise yaml.constructor.ConstructorError(None, None, f"key {repeated[0]!r} is given twice",
+                                                    node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _read_file(path: Path, opened: Tuple[Path, ...]) -> Dict[str, Any]:
+    resolved = path.resolve()
+    if resolved in opened:
+        raise UserError(f"{path}: {_BASE} goes in a circle: "
+                        + " -> ".join(str(file) for file in (*opened[opened.index(resolved):], resolved)))
+    content = _parse_file(path)
+    bases = content.pop(_BASE, [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise UserError(f"{path}: {_BASE} must be a file name or a list of them, got {bases!r}")
+    tree: Dict[str, Any] = {}
+    for base in bases:
+        tree = _merge(tree, _read_file(path.parent / base, (*opened, resolved)))
+    return _merge(tree, check(content, Config, str(path)))
+
+
+def _parse_file(path: Path) -> Dict[str, Any]:
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such config file") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from error
+    content = {} if content is None else content
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected 'key: value' lines, got {content!r}")
+    return content
+
+
+def _read_override(text: str) -> Dict[str, Any]:
+    source = f"-o {text}"
+    key, equals, value_text = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"{source}: expected key=value, for example quant.bits=4")
+    try:
+        value = yaml.load(value_text, _UniqueKeyLoader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{source}: {value_text!r} is not a valid YAML value ({error})") from error
+    path = key.strip().split(".")
+    depth, is_dict = leaf_type(Config, path)
+    if is_dict and depth < len(path):  # names inside a dict option may hold dots: quant.overrides.layers.*.fc1=8
+        path = [*path[:depth], ".".join(path[depth:])]
+    for name in reversed(path):
+        value = {name: value}
+    return check(value, Config, source)
+
+
+def _merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> Dict[str, Any]:
+    merged = dict(base)
+    for key, value in update.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
