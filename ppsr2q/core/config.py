@@ -21,7 +21,7 @@ _BASE = "_base_"
 class ModelConfig:
     name: str = option("mambairv2_light", "architecture", choices=("mambairv2_light",))
     scale: int = option(2, "enlargement", choices=(2, 4))
-    weights: Optional[str] = option(None, "full-precision weights (.safetensors, .pdparams); null: our x2 ones")
+    weights: Optional[str] = option(None, "full-precision weights (.safetensors, .pdparams); null: ours")
     routing: str = option("argmax", "token routing: noise-free, or the authors' noisy one",
                          choices=("argmax", "gumbel"))
     routing_seed: int = option(0, "seed of the gumbel noise", low=0)
@@ -235,7 +235,7 @@ def _read_override(text: str) -> Dict[str, Any]:
         raise UserError(f"{source}: {value_text!r} is not a valid YAML value ({error})") from error
     path = key.strip().split(".")
     depth, is_dict = leaf_type(Config, path)
-    if is_dict and depth < len(path):  # names inside a dict option may hold dots: quant.overrides.layers.*.fc1=8
+    if is_dict and depth < len(path):  # dict names may hold dots: quant.overrides.layers.*.fc1=8
         path = [*path[:depth], ".".join(path[depth:])]
     for name in reversed(path):
         value = {name: value}

@@ -22,7 +22,7 @@ FORMAT_VERSION = 1
 _METADATA_KEY = "ppsr2q"
 # Shown when a file of this kind is missing or another kind was given in its place.
 MADE_BY: Dict[str, str] = {
-    "full-precision weights": "tools/pretrain.py, or from an official .pth by python -m ppsr2q.models.convert_torch",
+    "full-precision weights": "tools/pretrain.py, or ppsr2q.models.convert_torch from a .pth",
     "rectifiers": "tools/train.py",
     "spr2q table": "tools/route_calib.py",
     "fused model": "tools/export.py",
@@ -79,7 +79,7 @@ def tensors_sha256(tensors: Mapping[str, np.ndarray]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Artifact:
-    """A loaded file: its kind, the writer's metadata, the arrays, and the library versions it was made with."""
+    """A loaded file; ``versions`` are those of the libraries that it was written with."""
 
     kind: str
     metadata: Dict[str, Any]

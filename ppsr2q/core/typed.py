@@ -13,7 +13,8 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from ppsr2q.core.errors import UserError
 
-_TYPE_NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "text (quoted if it looks like a number)"}
+_TYPE_NAMES = {bool: "true or false", int: "an integer", float: "a number",
+               str: "text (quoted if it looks like a number)"}
 
 
 def option(default: Any, help: str, *, choices: Optional[Sequence[Any]] = None, low: Optional[float] = None,
