@@ -37,6 +37,8 @@ POINTER, SIZE, INT, FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctype
 # Status codes of the C interface (csrc/status.h).
 _OUT_OF_MEMORY = -1
 _BAD_INDEX = -2
+_UNSUPPORTED = -3
+_NOT_FINITE = 100
 _FIRST_BAD_BOUNDS = 101
 
 
@@ -159,7 +161,7 @@ def load_or_build(folder: Path) -> ctypes.CDLL:
             if library is None:
                 _build_into_cache(path, key)
                 library = _open_cached(path, key)
-    except OSError as error:
+    except (OSError, UserError) as error:
         raise KernelsUnavailable(f"cannot write the kernel cache {folder} ({error}): set PPSR2Q_CACHE") from error
     if library is None:
         raise KernelsUnavailable(f"{path} was built but cannot be loaded")
@@ -253,5 +255,9 @@ def check(status: int, operator: str, tensors: Mapping[str, paddle.Tensor],
     if status >= _FIRST_BAD_BOUNDS:
         name, value = list(bounds.items())[status - _FIRST_BAD_BOUNDS]
         raise ValueError(f"{operator}: quantizer {name!r} needs finite bounds (a, b) with a < b, got {value.tolist()}")
+    if status == _UNSUPPORTED:
+        raise ValueError(f"{operator}: a size is not compiled into the kernel")
+    if status == _NOT_FINITE:
+        raise ValueError(f"{operator}: the arguments are finite but the result overflows")
     name, tensor = list(tensors.items())[status - 1]
     raise ValueError(f"{operator}: {name} of shape {list(tensor.shape)} contains NaN or infinite values")

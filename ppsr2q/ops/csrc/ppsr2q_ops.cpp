@@ -1,9 +1,11 @@
 // The C interface of the kernels: pointers to contiguous float32 (int32 where said) and sizes; functions return a
 // Status and never throw. Shapes are in the headers.
 #include <new>
+#include <type_traits>
 
 #include "parallel.h"
 #include "quantize.h"
+#include "scan.h"
 #include "simd.h"
 #include "status.h"
 
@@ -53,5 +55,63 @@ PPSR2Q_API int ppsr2q_fake_quantize_backward(const float* x, const float* bounds
                                              int64_t count, float* grad_x, float* grad_bounds) {
     return guarded([&] {
         return ppsr2q::fake_quantize_backward(x, bounds, bits, grad_y, count, grad_x, grad_bounds);
+    });
+}
+
+// ---------------------------------------------------------------- selective scan
+
+namespace {
+
+// Calls kernel(std::integral_constant<int, N>()) for the number of states; these are compiled in.
+template <class Kernel>
+int with_states(int states, const Kernel& kernel) {
+    switch (states) {
+        case 4: return kernel(std::integral_constant<int, 4>());
+        case 8: return kernel(std::integral_constant<int, 8>());
+        case 16: return kernel(std::integral_constant<int, 16>());
+        default: return ppsr2q::UNSUPPORTED;
+    }
+}
+
+}  // namespace
+
+PPSR2Q_API int ppsr2q_selective_scan_forward(const float* u, const float* delta, const float* A, const float* B,
+                                             const float* C, const float* D, const float* delta_bias,
+                                             const float* bounds, int bits, int64_t batch, int64_t length,
+                                             int channels, int states, float* y, float* checkpoints,
+                                             float* all_states) {
+    if (!ppsr2q::valid_bounds(bounds, bits)) {
+        return ppsr2q::BAD_BOUNDS;
+    }
+    const ppsr2q::ScanShape shape{batch, length, channels};
+    const ppsr2q::ScanInputs in{u, delta, A, B, C, D, delta_bias, ppsr2q::Quantizer(bounds, bits)};
+    return guarded([&] {
+        return with_states(states, [&](auto n) {
+            if (ppsr2q::selective_scan_forward<n.value>(shape, in, y, checkpoints, all_states)) {
+                return static_cast<int>(ppsr2q::OK);
+            }
+            const int64_t tokens = batch * length;
+            return ppsr2q::blame({{u, tokens * channels}, {delta, tokens * channels}, {A, channels * states},
+                                  {B, tokens * states}, {C, tokens * states}, {D, channels},
+                                  {delta_bias, channels}});
+        });
+    });
+}
+
+PPSR2Q_API int ppsr2q_selective_scan_backward(const float* u, const float* delta, const float* A, const float* B,
+                                              const float* C, const float* D, const float* delta_bias,
+                                              const float* bounds, int bits, int64_t batch, int64_t length,
+                                              int channels, int states, const float* checkpoints,
+                                              const float* grad_y, float* grad_u, float* grad_delta, float* grad_A,
+                                              float* grad_B, float* grad_C, float* grad_D, float* grad_delta_bias,
+                                              float* grad_bounds) {
+    const ppsr2q::ScanShape shape{batch, length, channels};
+    const ppsr2q::ScanInputs in{u, delta, A, B, C, D, delta_bias, ppsr2q::Quantizer(bounds, bits)};
+    const ppsr2q::ScanGradients out{grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_delta_bias, grad_bounds};
+    return guarded([&] {
+        return with_states(states, [&](auto n) {
+            ppsr2q::selective_scan_backward<n.value>(shape, in, checkpoints, grad_y, out);
+            return static_cast<int>(ppsr2q::OK);
+        });
     });
 }
