@@ -15,7 +15,7 @@ from ppsr2q.quant.convert import get_sublayer
 from ppsr2q.spr2q.rectifier import rectifier_groups
 
 RECTIFIERS_KIND = "rectifiers"
-TABLE_KIND = "SPR2Q table"
+TABLE_KIND = "spr2q table"
 
 
 class StaticIncrement(nn.Layer):
@@ -49,14 +49,14 @@ def _part(artifact: Artifact, prefix: str) -> Dict[str, np.ndarray]:
     return {key[len(prefix):]: value for key, value in artifact.tensors.items() if key.startswith(prefix)}
 
 
-def _set_bounds(student: nn.Layer, artifact: Artifact) -> None:
+def _set_bounds(student: nn.Layer, artifact: Artifact, path: Union[str, Path]) -> None:
     try:
         set_bounds(student, _part(artifact, "bounds/"))
     except ValueError as error:
-        raise UserError(f"{artifact.path}: {error} (another plan or architecture?)") from None
+        raise UserError(f"{path}: {error} (another plan or architecture?)") from None
 
 
-def load_rectifiers(student: nn.Layer, artifact: Artifact) -> None:
+def load_rectifiers(student: nn.Layer, artifact: Artifact, path: Union[str, Path]) -> None:
     """Set bounds, adapters and gates of a student that ``attach_rectifiers`` prepared alike.
 
     Raises:
@@ -68,9 +68,9 @@ def load_rectifiers(student: nn.Layer, artifact: Artifact) -> None:
     odd = set(parameters) ^ set(stored) or {name for name in stored
                                             if list(stored[name].shape) != list(parameters[name].shape)}
     if odd:
-        raise UserError(f"{artifact.path}: its rectifiers differ from the configured ones, first at {sorted(odd)[0]} "
+        raise UserError(f"{path}: its rectifiers differ from the configured ones, first at {sorted(odd)[0]} "
                         "(rectifier.number, rectifier.rank or rectifier.gate of another run?)")
-    _set_bounds(student, artifact)
+    _set_bounds(student, artifact, path)
     for name, parameter in parameters.items():
         parameter.set_value(stored[name])
 
@@ -98,7 +98,7 @@ def load_table(student: nn.Layer, path: Union[str, Path]) -> Artifact:
         UserError: damaged file, or a table for another plan or architecture.
     """
     artifact = load_artifact(path, TABLE_KIND)
-    _set_bounds(student, artifact)
+    _set_bounds(student, artifact, path)
     for name, increment in _part(artifact, "increment/").items():
         try:
             layer = get_sublayer(student, name)

@@ -1,0 +1,86 @@
+"""Training, calibration and validation images of a config."""
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Callable, Dict, List
+
+import numpy as np
+import paddle
+
+from ppsr2q.core.config import Config
+from ppsr2q.core.errors import UserError
+from ppsr2q.data.datasets import training_split
+from ppsr2q.data.image_io import image_size
+from ppsr2q.data.patches import PatchSampler, validation_crops
+from ppsr2q.evaluation.metrics import psnr_y, to_uint8
+
+_CALIBRATION = 2**31 - 1  # an iteration number that no training reaches
+
+
+def _split(config: Config, lr_patch: int):
+    """(training files, validation files) of ``data.train`` that hold a crop of ``lr_patch``; others are left out,
+    which is said once."""
+    if config.data.train is None:
+        raise UserError("data.train is not set: give a folder of training images (-o data.train=FOLDER)")
+    side = lr_patch * config.model.scale
+
+    def large_enough(paths: List[Path]) -> List[Path]:
+        kept = [path for path in paths if min(image_size(path)) >= side]
+        if not kept:
+            raise UserError(f"data.train: none of {len(paths)} images in {config.data.train} is at least {side} x "
+                            f"{side} pixels; choose a smaller lr_patch or other images")
+        if len(kept) < len(paths):
+            print(f"{config.data.train}: {len(paths) - len(kept)} of {len(paths)} images are smaller than {side} x "
+                  f"{side} pixels and are not used", file=sys.stderr)
+        return kept
+
+    train, validation = training_split(config.data.train)
+    return large_enough(train), large_enough(validation)
+
+
+def training_batches(config: Config, batch: int, lr_patch: int, augment: bool, with_hr: bool = False) -> Callable:
+    """``batches(iteration, index, count)`` of the trainer: slice ``index`` of ``count`` of the global batch, each of
+    ``batch`` samples."""
+    sampler = PatchSampler(_split(config, lr_patch)[0], config.model.scale, lr_patch, config.seed, augment, with_hr)
+
+    def batches(iteration: int, index: int, count: int) -> Dict[str, np.ndarray]:
+        return {**sampler.batch(iteration, index * batch, batch), "iteration": iteration}
+    return batches
+
+
+def calibration_batch(config: Config) -> np.ndarray:
+    """float32 (calib.images, 3, p, p): the fixed random crops that bounds and mean gates come from."""
+    side = config.calib.lr_patch
+    sampler = PatchSampler(_split(config, side)[0], config.model.scale, side, config.seed)
+    return sampler.batch(_CALIBRATION, 0, config.calib.images)["lr"]
+
+
+class Validation:
+    """Y PSNR on fixed centre crops of the validation files, which are never trained on.
+
+    Called with a network it gives ``psnr_y`` in dB against ground truth.
+    """
+
+    def __init__(self, config: Config, lr_patch: int, count: int) -> None:
+        self._scale = config.model.scale
+        self._lr, hr = validation_crops(_split(config, lr_patch)[1], self._scale, lr_patch, count)
+        self._hr = [_to_picture(image) for image in hr]
+
+    def outputs(self, network) -> List[np.ndarray]:
+        """uint8 (H, W, 3) outputs of the network for all crops."""
+        with paddle.no_grad():
+            return [_to_picture(network(paddle.to_tensor(self._lr[i:i + 1])).numpy()[0]) for i in range(len(self._lr))]
+
+    def __call__(self, network) -> Dict[str, float]:
+        scores = [psnr_y(output, hr, self._scale) for output, hr in zip(self.outputs(network), self._hr)]
+        return {"psnr_y": float(np.mean(scores))}
+
+    def pictures(self, network, teacher_outputs: List[np.ndarray]) -> Dict[str, np.ndarray]:
+        """Full precision on the left, quantized on the right, of the first crops."""
+        return {f"crop {i}: full precision, quantized": np.concatenate([teacher, student], axis=1)
+                for i, (teacher, student) in enumerate(zip(teacher_outputs[:4], self.outputs(network)[:4]))}
+
+
+def _to_picture(image: np.ndarray) -> np.ndarray:
+    return to_uint8(image.transpose(1, 2, 0))

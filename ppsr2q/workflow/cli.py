@@ -1,0 +1,61 @@
+"""What all command line tools share: ``-c``, ``-o``, and errors that are messages."""
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Callable
+
+from ppsr2q.core.config import Config, describe_options, load_config
+from ppsr2q.core.errors import Interrupted, ParityError, UserError
+
+EXAMPLE = "example: -o train.iterations=600 -o data.train=/data/DIV2K"
+
+
+def make_parser(description: str, needs_config: bool = True) -> argparse.ArgumentParser:
+    """A parser with ``-c``, ``-o`` and ``--options``."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-c", "--config", required=needs_config, metavar="FILE",
+                        help="experiment, one of configs/*.yml or your own")
+    parser.add_argument("-o", "--override", action="append", default=[], metavar="KEY=VALUE",
+                        help=f"change one option, may be repeated; {EXAMPLE}")
+    parser.add_argument("--options", action=_ListOptions, nargs=0, help="list all options of a config and exit")
+    return parser
+
+
+class _ListOptions(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        print(describe_options())
+        parser.exit()
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a tool's main function; leave with 0, 2 (a user's mistake), 3 (parity) or 130 (interrupted and saved)."""
+    try:
+        main()
+    except UserError as error:
+        _leave(f"error: {error}", 2)
+    except ParityError as error:
+        _leave(f"parity check failed: {error}", 3)
+    except Interrupted as error:
+        _leave(str(error), 130)
+    except KeyboardInterrupt:
+        _leave("interrupted", 130)
+    except BrokenPipeError:
+        sys.exit(1)
+
+
+def _leave(message: str, code: int) -> None:
+    print(message, file=sys.stderr)
+    sys.exit(code)
+
+
+def configure(arguments: argparse.Namespace) -> Config:
+    """Read the config, and prepare Paddle for it (device, seed, processes)."""
+    config = load_config(arguments.config, arguments.override)
+    from ppsr2q import ops  # noqa: F401  settles the environment before Paddle is imported
+    from ppsr2q.core import distributed
+    from ppsr2q.core.device import seed_everything, select_device
+    select_device(config.device)
+    distributed.initialize()
+    seed_everything(config.seed)
+    return config

@@ -1,0 +1,147 @@
+"""Networks as a config describes them, and as artifacts carry them."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Union
+
+import numpy as np
+import paddle
+from paddle import nn
+
+from ppsr2q.core.config import Config, config_to_dict
+from ppsr2q.core.errors import UserError
+from ppsr2q.core.files import load_artifact
+from ppsr2q.models import ARCHITECTURES
+from ppsr2q.models.checkpoint import load_weights, weights_sha256
+from ppsr2q.quant import PLAN_ENTRIES, Plan, QuantizerOptions, quantize, set_bounds
+from ppsr2q.quant.convert import named_quantizers
+from ppsr2q.quant.plan import PlannedTensor, plan_from_description
+from ppsr2q.spr2q.fuse import FUSED_KIND, strip_weight_quantizers
+
+EMBEDDED = "embedded"
+_EMBEDDED_FILES = {("mambairv2_light", 2): "mambairv2_light_x2_embedded.safetensors"}
+
+
+def embedded_weights(name: str, scale: int) -> Path:
+    """Path of the small full-precision checkpoint that ships with the package.
+
+    Raises:
+        UserError: there is none for this architecture and scale.
+    """
+    import ppsr2q.models
+    file = _EMBEDDED_FILES.get((name, scale))
+    if file is None:
+        raise UserError(f"model.weights: no checkpoint for {name} x{scale} ships with ppsr2q; give a file")
+    return Path(ppsr2q.models.__file__).parent / "weights" / file
+
+
+def build_network(config: Config, with_weights: bool = True) -> nn.Layer:
+    """The full-precision network of a config, in eval mode.
+
+    Raises:
+        UserError: no weights given, or weights that do not fit.
+    """
+    model = ARCHITECTURES[config.model.name](config.model.scale, config.model.routing, config.train.recompute)
+    model.routing_seed = config.model.routing_seed
+    if with_weights:
+        weights: Union[str, Path, None] = config.model.weights
+        if weights is None:
+            raise UserError("model.weights is not set: give a full-precision checkpoint "
+                            f"(-o model.weights=FILE), or -o model.weights={EMBEDDED} for the small x2 network that "
+                            "ships with ppsr2q")
+        if weights == EMBEDDED:
+            weights = embedded_weights(config.model.name, config.model.scale)
+        load_weights(model, weights)
+    model.eval()
+    return model
+
+
+def build_plan(config: Config) -> Plan:
+    """The plan of a config.
+
+    Raises:
+        UserError: ``quant.bits`` is null.
+    """
+    if config.quant.bits is None:
+        raise UserError("quant.bits is null in this config: there is nothing to quantize (use a *_w4a4 config or "
+                        "-o quant.bits=4)")
+    options = QuantizerOptions(config.quant.zero_point, config.quant.parametrization)
+    return Plan(PLAN_ENTRIES[config.model.name], config.quant.bits, config.quant.overrides, options)
+
+
+@dataclass
+class Quantized:
+    """A quantized student beside its teacher."""
+
+    teacher: nn.Layer
+    student: nn.Layer
+    plan: Plan
+    tensors: List[PlannedTensor]
+
+
+def build_quantized(config: Config) -> Quantized:
+    """Teacher and freshly quantized student (no bounds yet) of a config."""
+    teacher = build_network(config)
+    plan = build_plan(config)
+    for parameter in teacher.parameters():
+        parameter.stop_gradient = True
+    return Quantized(teacher, quantize(teacher, plan), plan, plan.resolve(teacher))
+
+
+def provenance(config: Config, teacher: nn.Layer) -> Dict[str, Any]:
+    """What every artifact says of where it comes from."""
+    return {"config": config_to_dict(config),
+            "seed": config.seed, "weights_sha256": weights_sha256(teacher),
+            "architecture": {"name": config.model.name, "scale": config.model.scale}}
+
+
+def check_weights(artifact, teacher: nn.Layer, path: Union[str, Path]) -> None:
+    """Refuse an artifact that was made for other full-precision weights."""
+    expected = weights_sha256(teacher)
+    found = artifact.metadata.get("weights_sha256")
+    if found != expected:
+        raise UserError(f"{path}: made for full-precision weights {str(found)[:12]}…, but model.weights has "
+                        f"{expected[:12]}…")
+
+
+def load_fused(path: Union[str, Path], routing: str = "argmax", routing_seed: int = 0) -> nn.Layer:
+    """A fused network from its file alone: architecture, plan, weights and bounds are all in it.
+
+    Raises:
+        UserError: damaged file, or one whose arrays do not fit the architecture and plan that it names.
+    """
+    artifact = load_artifact(path, FUSED_KIND)
+    architecture = artifact.metadata["architecture"]
+    if architecture["name"] not in ARCHITECTURES:
+        raise UserError(f"{path}: unknown architecture {architecture['name']!r}; known: {', '.join(ARCHITECTURES)}")
+    network = ARCHITECTURES[architecture["name"]](architecture["scale"], routing)
+    network.routing_seed = routing_seed
+    plan = plan_from_description(artifact.metadata["plan"])
+    tensors = plan.resolve(network)
+    student = quantize(network, plan)
+    strip_weight_quantizers(student, tensors)
+    bounds = {key[len("bounds/"):]: value for key, value in artifact.tensors.items() if key.startswith("bounds/")}
+    quantizers = named_quantizers(student)
+    held = {id(quantizer.bounds) for quantizer in quantizers.values()}
+    parameters = {name: p for name, p in student.named_parameters() if id(p) not in held}
+    stored = {key: value for key, value in artifact.tensors.items() if not key.startswith("bounds/")}
+    odd = set(parameters) ^ set(stored) or {n for n in stored if list(stored[n].shape) != list(parameters[n].shape)}
+    if odd or not set(quantizers) <= set(bounds):
+        first = sorted(odd or set(quantizers) - set(bounds))[0]
+        raise UserError(f"{path}: its arrays do not fit {architecture['name']} x{architecture['scale']}, first {first}")
+    for name, parameter in parameters.items():
+        parameter.set_value(stored[name])
+    set_bounds(student, {name: bounds[name] for name in quantizers})
+    return student
+
+
+def upscaler(network: nn.Layer):
+    """The network as a callable image -> image, float32 (h, w, 3) RGB in [0, 1] -> (scale h, scale w, 3), unclamped."""
+    def upscale(image: np.ndarray) -> np.ndarray:
+        x = paddle.to_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)[None]))
+        with paddle.no_grad():
+            return network(x)[0].numpy().transpose(1, 2, 0)
+    return upscale
+
+

@@ -1,0 +1,75 @@
+"""Full-precision training from scratch or from a checkpoint (``tools/pretrain.py``)."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Dict, List
+
+import numpy as np
+import paddle
+from paddle import nn
+
+from ppsr2q.core import distributed
+from ppsr2q.core.config import Config
+from ppsr2q.core.dashboard import Dashboard
+from ppsr2q.core.trainer import ParameterGroup, Trainer, TrainerSettings, TrainResult
+from ppsr2q.models.checkpoint import save_weights
+from ppsr2q.models.initialization import bilinear_start, official_initialization
+from ppsr2q.workflow.batches import Validation, training_batches
+from ppsr2q.workflow.networks import build_network, provenance
+
+
+class Pretraining:
+    """A trainer stage: mean absolute difference to ground truth, all parameters."""
+
+    name = "pretrain"
+
+    def __init__(self, network: nn.Layer, lr: float, validation: Validation) -> None:
+        self.network, self._lr, self._validation = network, lr, validation
+
+    def parameter_groups(self) -> List[ParameterGroup]:
+        return [ParameterGroup("network", dict(self.network.named_parameters()), self._lr)]
+
+    def step(self, batch: Dict[str, np.ndarray]) -> Dict[str, paddle.Tensor]:
+        self.network.routing_seed = batch["iteration"]
+        output = self.network(paddle.to_tensor(batch["lr"]))
+        return {"loss": (output - paddle.to_tensor(batch["hr"])).abs().mean()}
+
+    def after_update(self) -> Dict[str, float]:
+        return {}
+
+    def validate(self) -> Dict[str, float]:
+        return self._validation(self.network)
+
+    def dashboard(self, dashboard, iteration: int) -> None:
+        for i, picture in enumerate(self._validation.outputs(self.network)[:4]):
+            dashboard.image(f"crop {i}", picture, iteration)
+
+
+def pretrain(config: Config, resume: bool = False) -> TrainResult:
+    """Train in full precision; starts from ``model.weights`` when given, else from ``model.init``. Writes
+    ``<output_dir>/weights.safetensors``."""
+    settings = config.pretrain
+    network = build_network(config, with_weights=config.model.weights is not None)
+    network.recompute = settings.recompute
+    if config.model.weights is None:
+        official_initialization(network, config.seed)
+        if config.model.init == "bilinear":
+            bilinear_start(network)
+    out = Path(config.output_dir)
+    stage = Pretraining(network, settings.lr, Validation(config, settings.lr_patch, settings.validation_crops))
+    trainer = Trainer(
+        stage, training_batches(config, settings.batch, settings.lr_patch, settings.augment, with_hr=True),
+        TrainerSettings(iterations=settings.iterations, accumulate=settings.accumulate, betas=tuple(settings.betas),
+                        epsilon=settings.epsilon, warmup=settings.warmup, schedule=settings.schedule,
+                        milestones=tuple(settings.milestones), gamma=settings.gamma,
+                        min_lr_ratio=settings.min_lr_ratio, grad_clip=settings.grad_clip,
+                        log_every=settings.log_every, save_every=settings.save_every,
+                        validate_every=settings.validate_every),
+        out / "resume" / "pretrain.safetensors", Dashboard(out / "log" / "pretrain" if distributed.is_main() else None),
+        provenance(config, network))
+    result = trainer.run(resume)
+    if distributed.is_main():
+        save_weights(network, out / "weights.safetensors",
+                     {**provenance(config, network), "iterations": result.iterations, "seconds": result.seconds,
+                      "validation": stage.validate()})
+    return result

@@ -1,0 +1,25 @@
+"""A progress line for loops that are not training: count, share, time left."""
+from __future__ import annotations
+
+import sys
+import time
+
+
+class Progress:
+    """Prints "what: 12/48, 3 s left", over itself on a terminal, in tenths otherwise."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self._what, self._total, self._done, self._start = what, total, 0, time.monotonic()
+        self._live = sys.stderr.isatty()
+
+    def advance(self) -> None:
+        self._done += 1
+        if not self._live and self._done * 10 // self._total == (self._done - 1) * 10 // self._total:
+            return
+        left = (time.monotonic() - self._start) / self._done * (self._total - self._done)
+        print(f"{self._what}: {self._done}/{self._total}, {left:.0f} s left", end="\r" if self._live else "\n",
+              file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self._live:
+            print(file=sys.stderr)

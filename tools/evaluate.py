@@ -1,0 +1,38 @@
+"""Measure PSNR and SSIM on test sets.
+
+  python tools/evaluate.py --model out/fused.safetensors -o data.root=FOLDER --sets Set5,Set14 --json results.json
+  python tools/evaluate.py -c configs/mambairv2_light_x2_fp.yml -o model.weights=FILE -o data.root=FOLDER
+
+FOLDER holds Set5/HR/*, … (tools/prepare_data.py checks it). Missing low-resolution images are made in memory.
+"""
+import json
+
+from ppsr2q.core.errors import UserError
+from ppsr2q.workflow import cli
+
+
+def main() -> None:
+    parser = cli.make_parser(__doc__, needs_config=False)
+    parser.add_argument("--model", metavar="FILE", help="a fused model; carries its architecture and plan")
+    parser.add_argument("--stage", choices=("bicubic", "fp", "searched", "bounds", "rgt", "osrc", "fused"),
+                        help="with -c: which state to measure (default: fused, or fp with quant.bits: null)")
+    parser.add_argument("--sets", metavar="A,B", help="test sets (default: data.sets of the config)")
+    parser.add_argument("--json", metavar="FILE", help="also write the results, image by image")
+    arguments = parser.parse_args()
+    if (arguments.config is None) == (arguments.model is None):
+        raise UserError("give either -c CONFIG or --model FILE")
+    config = cli.configure(arguments)
+    from ppsr2q.core.files import atomic_path
+    from ppsr2q.evaluation.evaluator import format_results
+    from ppsr2q.workflow.evaluating import load_upscaler, measure
+    upscale, scale = load_upscaler(config, arguments.config, arguments.model, arguments.stage)
+    sets = arguments.sets.split(",") if arguments.sets else config.data.sets
+    results = measure(config, upscale, scale, sets)
+    print(format_results(results))
+    if arguments.json:
+        with atomic_path(arguments.json) as temporary:
+            temporary.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    cli.run(main)
