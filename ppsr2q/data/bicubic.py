@@ -1,9 +1,9 @@
 """Bicubic resizing by a whole factor, equal to MATLAB's ``imresize`` bit for bit.
 
-Super-resolution benchmarks make their inputs with MATLAB, and no image library reproduces it: they differ in the
-anti-aliasing, in the border, or in the 8-bit rounding between the two passes. The recipe: Keys' cubic kernel with
-a = -0.5 (Keys 1981, eq. 4 and 15), widened by the factor when shrinking; border mirrored with the edge pixel
-repeated; rows first, rounded half up and clipped to uint8, then columns, rounded and clipped again.
+Super-resolution benchmarks make their inputs with MATLAB, and no image library reproduces it: they differ in
+the anti-aliasing, in the border, or in the 8-bit rounding between the two passes. The recipe: Keys' cubic
+kernel with a = -0.5 (Keys 1981, eq. 4 and 15), widened by the factor when shrinking; border mirrored with the
+edge pixel repeated; rows first, rounded half up and clipped to uint8, then columns, likewise.
 """
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def downsample(image: np.ndarray, scale: int) -> np.ndarray:
 
 
 def upsample(image: np.ndarray, scale: int) -> np.ndarray:
-    """Enlarge ``image`` as MATLAB's ``imresize(image, scale)`` does: uint8 (H, W[, C]) -> (H*scale, W*scale[, C])."""
+    """Enlarge as MATLAB's ``imresize(image, scale)``: uint8 (H, W[, C]) -> (H*scale, W*scale[, C])."""
     _check(image, scale)
     phases = [_taps((phase + 0.5) / scale - 0.5, 1.0) for phase in range(scale)]
     return _two_passes(image, phases, step=1)
@@ -77,13 +77,13 @@ def _two_passes(image: np.ndarray, phases: List[Tuple[int, np.ndarray]], step: i
 
 
 def _resize_rows(image: np.ndarray, phases: List[Tuple[int, np.ndarray]], step: int) -> np.ndarray:
-    """One pass along axis 0. Output row ``j * len(phases) + p`` reads source rows from ``j * step + first_p`` on."""
+    """One pass along axis 0: output row ``j * len(phases) + p`` reads sources from ``j * step + first_p``."""
     count = image.shape[0] // step
     before = max(0, -min(first for first, _ in phases))
     after = max(0, max(first + len(weights) for first, weights in phases) - step)
     padded = np.pad(image, [(before, after)] + [(0, 0)] * (image.ndim - 1), mode="symmetric")
     result = np.empty((count * len(phases),) + image.shape[1:], np.uint8)
-    # The weights of factors 2 and 4 are multiples of 2**-12: every product and sum below is exact in float32 too.
+    # The weights of factors 2 and 4 are multiples of 2**-12: products and sums are exact in float32 too.
     dtype = np.float32 if max(step, len(phases)) in (2, 4) else np.float64
     product = np.empty((count,) + image.shape[1:], dtype)
     for phase, (first, weights) in enumerate(phases):
