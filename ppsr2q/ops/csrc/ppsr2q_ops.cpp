@@ -3,6 +3,7 @@
 #include <new>
 #include <type_traits>
 
+#include "attention.h"
 #include "parallel.h"
 #include "quantize.h"
 #include "scan.h"
@@ -113,5 +114,44 @@ PPSR2Q_API int ppsr2q_selective_scan_backward(const float* u, const float* delta
             ppsr2q::selective_scan_backward<n.value>(shape, in, checkpoints, grad_y, out);
             return static_cast<int>(ppsr2q::OK);
         });
+    });
+}
+
+// ---------------------------------------------------------------- window attention
+
+// bounds and bits: four quantizers, q, k, v and map; bounds[i] is not read where bits[i] is 0.
+PPSR2Q_API int ppsr2q_window_attention_forward(const float* q, const float* k, const float* v, const float* table,
+                                               float scale, const float* const* bounds, const int* bits,
+                                               int64_t batch, int height, int width, int heads, int head_dim,
+                                               int window, int shift, float* out, float* statistics) {
+    for (int i = 0; i < 4; i++) {
+        if (!ppsr2q::valid_bounds(bounds[i], bits[i])) {
+            return ppsr2q::BAD_BOUNDS + i;
+        }
+    }
+    const ppsr2q::AttentionShape shape{batch, height, width, heads, head_dim, window, shift};
+    const ppsr2q::AttentionInputs in(q, k, v, table, scale, bounds, bits);
+    return guarded([&] {
+        if (ppsr2q::window_attention_forward(shape, in, out, statistics)) {
+            return static_cast<int>(ppsr2q::OK);
+        }
+        const int64_t count = batch * height * width * heads * head_dim;
+        const int64_t side = 2 * window - 1;
+        return ppsr2q::blame({{q, count}, {k, count}, {v, count}, {table, side * side * heads}});
+    });
+}
+
+PPSR2Q_API int ppsr2q_window_attention_backward(const float* q, const float* k, const float* v, const float* table,
+                                                float scale, const float* const* bounds, const int* bits,
+                                                int64_t batch, int height, int width, int heads, int head_dim,
+                                                int window, int shift, const float* statistics,
+                                                const float* grad_out, float* grad_q, float* grad_k, float* grad_v,
+                                                float* grad_table, float* grad_bounds) {
+    const ppsr2q::AttentionShape shape{batch, height, width, heads, head_dim, window, shift};
+    const ppsr2q::AttentionInputs in(q, k, v, table, scale, bounds, bits);
+    const ppsr2q::AttentionGradients gradients{grad_q, grad_k, grad_v, grad_table, grad_bounds};
+    return guarded([&] {
+        ppsr2q::window_attention_backward(shape, in, statistics, grad_out, gradients);
+        return static_cast<int>(ppsr2q::OK);
     });
 }

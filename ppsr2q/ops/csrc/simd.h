@@ -1,5 +1,5 @@
-// Vectors of float for every kernel, on GCC/Clang vector extensions: AVX-512, AVX2, SSE2 or NEON, chosen by the
-// compiler's target. Elementary functions are accurate to about 1 ulp where they are not tiny; NaN survives them all.
+// Vectors of float for every kernel, on GCC/Clang vector extensions: AVX-512, AVX2, SSE2 or NEON, as the compiler's
+// target has them. Elementary functions are accurate to a few ulp where they are not tiny; NaN survives them all.
 //
 // Compile with -O3 -ffp-contract=fast -fno-math-errno, never with -ffast-math.
 #pragma once
@@ -41,7 +41,7 @@ inline vf load(const float* p) { return *reinterpret_cast<const vf_unaligned*>(p
 
 inline void store(float* p, vf x) { *reinterpret_cast<vf_unaligned*>(p) = x; }
 
-// The first count (0..LANES) floats, the other lanes 0. Nothing behind them is touched, so a page may end there.
+// The first count (0..LANES) floats, the other lanes 0. Nothing behind them is touched.
 inline vf load_partial(const float* p, int count) {
 #if defined(__AVX512F__)
     return (vf)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p);
@@ -103,12 +103,12 @@ inline vf absolute(vf x) { return as_float(as_int(x) & 0x7fffffff); }
 // a b + c, contracted to one fused operation where the target has it.
 inline vf multiply_add(vf a, vf b, vf c) { return a * b + c; }
 
-constexpr float ROUNDING = 12582912.0f;  // 1.5 * 2^23: x + ROUNDING - ROUNDING rounds to the nearest, ties to even
+constexpr float ROUNDING = 12582912.0f;  // 1.5 * 2^23: adding it leaves no bits for a fraction
 
-// Nearest integer, ties to even, for |x| < 2^22. x must not be a bare product: contraction would skip its rounding.
+// Nearest integer, ties to even, for |x| < 2^22. x must not be a bare product: contraction skips its rounding.
 inline vf round_half_even(vf x) { return (x + ROUNDING) - ROUNDING; }
 
-// x / y, correctly rounded, given inverse = 1 / y correctly rounded (Markstein's theorem; the remainder is exact).
+// x / y, correctly rounded, given inverse = 1 / y correctly rounded (Markstein's theorem: the remainder is exact).
 inline vf divide(vf x, vf y, vf inverse) {
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
     vf quotient = x * inverse;
@@ -186,12 +186,11 @@ inline bool all_finite(vf watched) { return sum(watched) == 0.0f; }
 
 // ---------------------------------------------------------------- elementary functions
 
-// exp(x): 2^n times a minimax polynomial of the rest; 0 below about -87.7, infinity above 88.4.
-inline vf exp(vf x) {
-    x = at_most(at_least(x, broadcast(-88.0f)), broadcast(89.0f));
+// exp(x) for |x| < 87: 2^n times a minimax polynomial of the rest.
+inline vf exp_in_range(vf x) {
     vf shifted = x * 1.44269504f + ROUNDING;  // its low bits hold n = round(x / ln 2)
     vf n = shifted - ROUNDING;
-    vf r = n * -0.693359375f + x;  // ln 2 in two parts (Cody and Waite); the first has few bits, so n * it is exact
+    vf r = n * -0.693359375f + x;  // ln 2 in two parts (Cody and Waite): this one has few bits, n times it is exact
     r = n * 2.12194440e-4f + r;
     vf p = r * 1.384355863e-3f + 8.374236229e-3f;
     p = p * r + 4.166800746e-2f;
@@ -202,6 +201,9 @@ inline vf exp(vf x) {
     vi exponent = (as_int(shifted) << 23) + (127 << 23);  // the rest of ROUNDING's bits leave at the top
     return p * as_float(exponent);
 }
+
+// exp(x); 0 below about -87.7, infinity above 88.4.
+inline vf exp(vf x) { return exp_in_range(at_most(at_least(x, broadcast(-88.0f)), broadcast(89.0f))); }
 
 // 1 / (1 + exp(-x)).
 inline vf sigmoid(vf x) {
@@ -306,8 +308,8 @@ struct BoundGradients {
     }
 };
 
-// Eq. 8 for a quantizer that is on: the gradient with respect to x, given x before quantization and the gradient of
-// x_q; adds to the gradients of the bounds. Lanes that must not count need grad = 0.
+// Eq. 8 for a quantizer that is on: the gradient with respect to x, given x before quantization and the gradient
+// of x_q; adds to the gradients of the bounds. Lanes that must not count need grad = 0.
 inline vf quantize_backward(const Quantizer& quantizer, vf x, vf grad, BoundGradients& bounds) {
     vf position = quantizer.position(x);
     vf rounding = grad * ((round_half_even(position) - position) * quantizer.inverse_levels);
