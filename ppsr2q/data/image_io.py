@@ -104,8 +104,8 @@ def image_size(path: PathLike) -> Tuple[int, int]:
     try:
         with Image.open(path) as image:
             return image.height, image.width
-    except OSError as error:
-        reason = error.strerror or "damaged or no image"
+    except (OSError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or "damaged, no image or too large"
         raise UserError(f"{path}: cannot read this image file: {reason}") from error
 
 
