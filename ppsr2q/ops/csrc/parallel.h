@@ -30,8 +30,8 @@ public:
             throw std::bad_alloc();
         }
     }
-    float* data() { return memory_.get(); }
-    float& operator[](std::size_t i) { return memory_.get()[i]; }
+    float* data() const { return memory_.get(); }
+    float& operator[](std::size_t i) const { return memory_.get()[i]; }
 
 private:
     std::unique_ptr<float, FreeBuffer> memory_;

@@ -9,6 +9,7 @@
 #include "scan.h"
 #include "simd.h"
 #include "status.h"
+#include "token_linear.h"
 
 #define PPSR2Q_API extern "C" __attribute__((visibility("default")))
 
@@ -56,6 +57,67 @@ PPSR2Q_API int ppsr2q_fake_quantize_backward(const float* x, const float* bounds
                                              int64_t count, float* grad_x, float* grad_bounds) {
     return guarded([&] {
         return ppsr2q::fake_quantize_backward(x, bounds, bits, grad_y, count, grad_x, grad_bounds);
+    });
+}
+
+// ---------------------------------------------------------------- linear layers
+
+namespace {
+
+// A TokenLinear with its norm; scale null means that there is none.
+template <class Kernel>
+int with_token_linear(const float* x, int64_t rows, int inputs, const float* scale, const float* shift, float epsilon,
+                      const ppsr2q::LinearLayer* layers, int count, const Kernel& kernel) {
+    return guarded([&] {
+        if (!scale) {
+            return kernel(ppsr2q::TokenLinear{x, rows, inputs, nullptr, layers, count});
+        }
+        const ppsr2q::RowNorm norm(scale, shift, epsilon, inputs);
+        return kernel(ppsr2q::TokenLinear{x, rows, inputs, &norm, layers, count});
+    });
+}
+
+}  // namespace
+
+// Finite arguments are counted: x, scale, shift, then weight, bias and residual of every layer.
+PPSR2Q_API int ppsr2q_token_linear_forward(const float* x, int64_t rows, int inputs, const float* scale,
+                                           const float* shift, float epsilon, const ppsr2q::LinearLayer* layers,
+                                           int count) {
+    for (int i = 0; i < count; i++) {
+        if (!ppsr2q::valid_bounds(layers[i].bounds, layers[i].bits)) {
+            return ppsr2q::BAD_BOUNDS + i;
+        }
+    }
+    return with_token_linear(x, rows, inputs, scale, shift, epsilon, layers, count, [&](const auto& call) {
+        if (ppsr2q::token_linear_forward(call)) {
+            return static_cast<int>(ppsr2q::OK);
+        }
+        std::vector<ppsr2q::Argument> arguments = {{x, rows * inputs}, {scale, inputs}, {shift, inputs}};
+        for (int i = 0; i < count; i++) {
+            const ppsr2q::LinearLayer& layer = layers[i];
+            arguments.push_back({layer.weight, static_cast<int64_t>(inputs) * layer.outputs});
+            arguments.push_back({layer.bias, layer.outputs});
+            arguments.push_back({layer.residual, rows * layer.outputs});
+        }
+        return ppsr2q::blame(arguments);
+    });
+}
+
+PPSR2Q_API int ppsr2q_token_linear_backward(const float* x, int64_t rows, int inputs, const float* scale,
+                                            const float* shift, float epsilon, const ppsr2q::LinearLayer* layers,
+                                            int count, const ppsr2q::LinearGradient* gradients, float* grad_x,
+                                            float* grad_scale, float* grad_shift) {
+    return with_token_linear(x, rows, inputs, scale, shift, epsilon, layers, count, [&](const auto& call) {
+        ppsr2q::token_linear_backward(call, gradients, grad_x, grad_scale, grad_shift);
+        return static_cast<int>(ppsr2q::OK);
+    });
+}
+
+PPSR2Q_API int ppsr2q_token_mean(const float* x, int64_t batch, int64_t tokens, int channels, const float* scale,
+                                 const float* shift, float epsilon, float* mean) {
+    return with_token_linear(x, tokens, channels, scale, shift, epsilon, nullptr, 0, [&](const auto& call) {
+        ppsr2q::token_mean(x, batch, tokens, channels, call.norm, mean);
+        return static_cast<int>(ppsr2q::OK);
     });
 }
 

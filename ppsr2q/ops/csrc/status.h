@@ -3,7 +3,7 @@
 
 #include <cmath>
 #include <cstdint>
-#include <initializer_list>
+#include <vector>
 
 namespace ppsr2q {
 
@@ -27,7 +27,7 @@ struct Argument {
 };
 
 // Which argument is to blame after a kernel met something that is not finite: the slow search that kernels are spared.
-inline int blame(std::initializer_list<Argument> arguments) {
+inline int blame(const std::vector<Argument>& arguments) {
     int number = 0;
     for (const Argument& argument : arguments) {
         number++;
