@@ -60,8 +60,8 @@ def _spans(length: int, tile: int, overlap: int) -> List[Tuple[int, int, int, in
 
 
 def _merge(target: np.ndarray, piece: np.ndarray, start: int, fade: Sequence[int], axis: int) -> None:
-    """Lay ``piece`` at ``start`` over ``target``: blended from ``fade[0]`` to ``fade[1]``, copied after
-    that.""" target, piece = np.moveaxis(target, axis, 0), np.moveaxis(piece, axis, 0)
+    """Lay ``piece`` at ``start`` over ``target``: blended from ``fade[0]`` to ``fade[1]``, then copied."""
+    target, piece = np.moveaxis(target, axis, 0), np.moveaxis(piece, axis, 0)
     first, last = fade
     target[last : start + len(piece)] = piece[last - start :]
     weight = ((np.arange(last - first, dtype=np.float32) + 0.5) / max(last - first, 1)).reshape(-1, 1, 1)
@@ -109,5 +109,7 @@ def _checked(upscale: Upscaler, piece: np.ndarray, scale: int) -> np.ndarray:
     output = upscale(np.ascontiguousarray(piece))
     expected = (piece.shape[0] * scale, piece.shape[1] * scale, piece.shape[2])
     if output.shape != expected:
-        raise ValueError(f"the upscaler returned shape {output.shape} for a tile {piece.shape}, expected
-    {expected}") return output
+        raise ValueError(
+            f"the upscaler returned shape {output.shape} for a tile {piece.shape}, expected {expected}"
+        )
+    return output

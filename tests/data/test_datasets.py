@@ -79,7 +79,8 @@ def test_set5_pairs_with_its_matlab_files():
     root = shared_path("data/Set5/LR_bicubic/X4").parents[2]
     pairs = {pair.name: pair for pair in datasets.TestSet(root, "Set5", 4)}
     assert {name: pair.hr.shape[:2] for name, pair in pairs.items()} == {
-        "baby": (512, 512), "bird": (288, 288), "butterfly": (256, 256), "head": (280, 280), "woman": (344, 228),
+        "baby": (512, 512), "bird": (288, 288), "butterfly": (256, 256),
+        "head": (280, 280), "woman": (344, 228),
     }
     np.testing.assert_array_equal(pairs["bird"].lr, read_rgb8(root / "Set5/LR_bicubic/X4/birdx4.png"))
 
@@ -101,7 +102,8 @@ def test_training_split_of_few_images(tmp_path):
     for index in range(3):
         (tmp_path / f"{index}.png").touch()
     train, validation = datasets.training_split(tmp_path)
-    assert [path.name for path in train] == ["0.png", "1.png"] and [path.name for path in validation] == ["2.png"]
+    assert [path.name for path in train] == ["0.png", "1.png"]
+    assert [path.name for path in validation] == ["2.png"]
     (tmp_path / "0.png").unlink()
     (tmp_path / "1.png").unlink()
     with pytest.raises(UserError, match="at least 2"):

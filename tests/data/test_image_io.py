@@ -5,7 +5,9 @@ import pytest
 from PIL import Image
 
 from ppsr2q.core.errors import UserError
-from ppsr2q.data.image_io import Picture, image_size, list_images, read_picture, read_rgb8, write_picture, write_rgb8
+from ppsr2q.data.image_io import (
+    Picture, image_size, list_images, read_picture, read_rgb8, write_picture, write_rgb8,
+)
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ def _image(height, width, seed=0):
 def test_pointwise_upscaler_is_reproduced_exactly(shape, overlap):
     image = _image(*shape)
     for scale in (1, 2):
-        np.testing.assert_array_equal(run_tiled(_nearest(scale), image, 16, overlap, scale), _nearest(scale)(image))
+        tiled = run_tiled(_nearest(scale), image, 16, overlap, scale)
+        np.testing.assert_array_equal(tiled, _nearest(scale)(image))
 
 
 def test_all_tiles_have_one_size_and_cover_no_more_than_needed():
@@ -52,7 +53,7 @@ def test_blend_is_a_linear_ramp():
 
 def test_tiles_that_differ_by_a_constant_join_without_a_step():
     offsets = iter(np.linspace(0, 1, 3))
-    result = run_tiled(lambda piece: np.zeros_like(piece) + np.float32(next(offsets)), _image(8, 40), 16, 4, 1)
+    result = run_tiled(lambda piece: np.full_like(piece, next(offsets)), _image(8, 40), 16, 4, 1)
     assert np.abs(np.diff(result[0, :, 0])).max() <= 0.5 / 2 + 1e-6
 
 
@@ -72,7 +73,7 @@ def test_official_tiles_reproduce_pointwise_upscalers(shape):
 
 
 def test_official_tile_borders_by_hand():
-    # 401 x 300: 3 x 2 tiles; 401 is mirrored to 402 = 3 * 134 with margins of 13; 300 = 2 * 150 with margins of 15.
+    # 401 x 300: 3 x 2 tiles; 401 is mirrored to 402 = 3 * 134, margins of 13; 300 = 2 * 150, margins of 15.
     reads = []
 
     def spy(piece):
