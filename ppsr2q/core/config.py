@@ -21,7 +21,7 @@ _BASE = "_base_"
 class ModelConfig:
     name: str = option("mambairv2_light", "architecture", choices=("mambairv2_light",))
     scale: int = option(2, "enlargement", choices=(2, 4))
-    weights: Optional[str] = option(None, "full-precision weights (.safetensors, .pdparams); null: ours")
+    weights: Optional[str] = option(None, "full-precision weights (.safetensors, .pdparams), or: embedded")
     routing: str = option("argmax", "token routing: noise-free, or the authors' noisy one",
                          choices=("argmax", "gumbel"))
     routing_seed: int = option(0, "seed of the gumbel noise", low=0)
@@ -31,7 +31,7 @@ class ModelConfig:
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     root: Optional[str] = option(None, "folder that holds the benchmark sets (Set5, Set14, ...)")
-    train: Optional[str] = option(None, "folder of training images; null: the images scikit-image ships")
+    train: Optional[str] = option(None, "folder of training images")
     sets: List[str] = option(["Set5"], "benchmark sets to evaluate on")
 
 
@@ -76,7 +76,7 @@ class LossConfig:
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     iterations: int = option(12000, "steps of stage 1", low=1)
-    batch: int = option(8, "crops per step, over all processes", low=1)
+    batch: int = option(8, "crops per micro-batch and process", low=1)
     lr_patch: int = option(64, "side of a low-resolution crop in pixels", low=8)
     accumulate: int = option(1, "micro-batches that a step is cut into", low=1)
     lr_bounds: float = option(1e-2, "learning rate of the bounds", low=0)
@@ -98,7 +98,7 @@ class TrainConfig:
 @dataclasses.dataclass(frozen=True)
 class RouteCalibConfig:
     iterations: int = option(500, "steps of stage 2", low=1)
-    batch: int = option(8, "crops per step, over all processes", low=1)
+    batch: int = option(8, "crops per micro-batch and process", low=1)
     lr: float = option(1e-2, "learning rate of the routing weights", low=0)
     weights_space: str = option("softmax", "weights on the simplex, or free real numbers",
                                choices=("softmax", "free"))
@@ -107,7 +107,7 @@ class RouteCalibConfig:
 @dataclasses.dataclass(frozen=True)
 class PretrainConfig:
     iterations: int = option(3000, "steps", low=1)
-    batch: int = option(4, "crops per step, over all processes", low=1)
+    batch: int = option(4, "crops per micro-batch and process", low=1)
     lr_patch: int = option(32, "side of a low-resolution crop in pixels", low=8)
     accumulate: int = option(1, "micro-batches that a step is cut into", low=1)
     lr: float = option(5e-4, "learning rate", above=0)

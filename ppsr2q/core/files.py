@@ -24,7 +24,8 @@ _METADATA_KEY = "ppsr2q"
 MADE_BY: Dict[str, str] = {
     "full-precision weights": "tools/pretrain.py, or ppsr2q.models.convert_torch from a .pth",
     "rectifiers": "tools/train.py",
-    "spr2q table": "tools/route_calib.py",
+    "searched bounds": "tools/train.py",
+    "SPR2Q table": "tools/route_calib.py",
     "fused model": "tools/export.py",
     "resume": "a training tool, in <output_dir>/resume/",
 }
@@ -109,7 +110,7 @@ def save_artifact(path: PathLike, tensors: Mapping[str, np.ndarray], kind: str,
     header = {"format": FORMAT_VERSION, "kind": kind, "versions": library_versions(),
               "metadata": json.loads(json.dumps(metadata or {}))}
     header["sha256"] = _content_sha256(header, arrays)
-    content = safetensors.numpy.save(arrays, {_METADATA_KEY: json.dumps(header, sort_keys=True)})
+    content = safetensors.numpy.save(arrays, {_METADATA_KEY: json.dumps(header)})
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
 

@@ -47,8 +47,8 @@ class _RestrictedUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._allowed:
-            raise UserError(f"{self._path}: refused, the file asks for {module}.{name}, which a file of arrays "
-                            "does not need; do not load it with anything else")
+            raise UserError(f"{self._path}: refused, the file asks for {module}.{name}, which a file of "
+                            "arrays does not need; do not load it with anything else")
         return self._allowed[module, name]
 
 

@@ -1,0 +1,68 @@
+"""A thin VisualDL writer; ``visualdl --logdir FOLDER`` shows what it wrote."""
+from __future__ import annotations
+
+import os
+from typing import Any, Mapping, Optional, Sequence, Union
+
+import numpy as np
+from visualdl import LogWriter
+
+
+class Dashboard:
+    """Writes event files into ``logdir`` (made if missing), or nothing at all when it is None.
+
+    Every run adds a file, so a resumed run goes on in the same curves.
+    """
+
+    def __init__(self, logdir: Optional[Union[str, "os.PathLike[str]"]] = None) -> None:
+        # VisualDL takes the folder as `logdir`; it swallows other spellings and logs elsewhere.
+        self._writer = None if logdir is None else LogWriter(logdir=os.fspath(logdir))
+
+    def scalar(self, tag: str, value: float, step: int) -> None:
+        """One point of the curve ``tag``."""
+        if self._writer is not None:
+            self._writer.add_scalar(tag=tag, value=float(value), step=step)
+
+    def histogram(self, tag: str, values: np.ndarray, step: int, buckets: int = 20) -> None:
+        """Distribution of an array of any shape; values that are not finite are left out."""
+        if self._writer is not None:
+            flat = np.asarray(values, np.float64).ravel()
+            self._writer.add_histogram(tag=tag, values=flat[np.isfinite(flat)], step=step, buckets=buckets)
+
+    def image(self, tag: str, picture: np.ndarray, step: int) -> None:
+        """A picture, uint8 (H, W, 3) RGB.
+
+        Raises:
+            ValueError: another dtype or shape.
+        """
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+            raise ValueError(f"expected uint8 (H, W, 3), got {picture.dtype} {picture.shape}")
+        if self._writer is not None:
+            self._writer.add_image(tag=tag, img=picture, step=step)
+
+    def text(self, tag: str, text: str, step: int = 0) -> None:
+        """A text, for example the config as YAML."""
+        if self._writer is not None:
+            self._writer.add_text(tag=tag, text_string=text, step=step)
+
+    def hyperparameters(self, values: Mapping[str, Any], metrics: Sequence[str]) -> None:
+        """Nested options under dotted names, beside the curves (tags of scalars) that judge them."""
+        if self._writer is not None:
+            self._writer.add_hparams(hparams_dict=_flat(values), metrics_list=list(metrics))
+
+    def close(self) -> None:
+        """Write out what is buffered."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict:
+    """VisualDL takes numbers and text only."""
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            flat[f"{prefix}{key}"] = value if number else str(value)
+    return flat

@@ -1,0 +1,134 @@
+"""Checkpoints from which a run goes on bit for bit: parameters, Adam's state, iteration, history."""
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import re
+from pathlib import Path
+from typing import Any, Dict, List, Mapping
+
+import numpy as np
+import paddle
+
+from ppsr2q.core.errors import UserError
+from ppsr2q.core.files import load_artifact, save_artifact
+
+KIND = "resume"
+_ADAM_STATE = ("moment1", "moment2", "beta1_pow_acc", "beta2_pow_acc")
+# What a resumed run may change: where things lie, how often it reports, what does not touch the iterates. The
+# weights' path may change because their hash is compared.
+_FREE = ("run.ppsr2q", "run.versions.*", "run.config.device", "run.config.output_dir",
+         "run.config.model.weights", "run.config.data.root", "run.config.data.sets", "run.config.eval.*",
+         "*.log_every", "*.save_every", "*.validate_every", "*.validation_crops", "*.recompute")
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that share an Adam and a learning rate, under names that are the same in every process."""
+
+    name: str
+    parameters: Dict[str, paddle.Tensor]
+    lr: float
+
+
+@dataclasses.dataclass
+class RunState:
+    """How far a run is: iterations done, seconds spent, and the logged figures."""
+
+    iteration: int = 0
+    seconds: float = 0.0
+    history: List[Dict[str, float]] = dataclasses.field(default_factory=list)
+
+
+def adam_state(group: ParameterGroup, optimizer: paddle.optimizer.Adam) -> Dict[str, paddle.Tensor]:
+    """Adam's tensors of a group as ``<our name>/<moment1 ...>``: Paddle's own names differ between processes.
+
+    The tensors are the optimizer's own, not copies. Empty before the optimizer's first step.
+    """
+    ours = {parameter.name: name for name, parameter in group.parameters.items()}
+    pattern = re.compile(rf"(.+)_({'|'.join(_ADAM_STATE)})_\d+")
+    found = {}
+    for key, tensor in optimizer.state_dict().items():
+        match = pattern.fullmatch(key)
+        if match and match.group(1) in ours:
+            found[f"{ours[match.group(1)]}/{match.group(2)}"] = tensor
+    return found
+
+
+def save_checkpoint(path: Path, groups: List[ParameterGroup], optimizers: List[paddle.optimizer.Adam],
+                    state: RunState, identity: Mapping[str, Any]) -> None:
+    """Write everything that :func:`load_checkpoint` needs, atomically.
+
+    Args:
+        identity: what run this is; only a run with the same identity may load it.
+    """
+    tensors = {key: tensor.numpy() for key, tensor in _all_tensors(groups, optimizers).items()}
+    save_artifact(path, tensors, KIND, {"identity": identity, "state": dataclasses.asdict(state)})
+
+
+def load_checkpoint(path: Path, groups: List[ParameterGroup], optimizers: List[paddle.optimizer.Adam],
+                    identity: Mapping[str, Any]) -> RunState:
+    """Put a checkpoint into fresh parameters and optimizers; nothing is changed when it does not fit.
+
+    Raises:
+        UserError: unreadable file, another run's checkpoint (the first differing key is named), or one whose
+            tensors differ in name or shape.
+    """
+    artifact = load_artifact(path, KIND)
+    _check_identity(path, artifact.metadata["identity"], identity)
+    names = {f"{group.name}/{name}/{part}" for group in groups for name in group.parameters
+             for part in ("value", *_ADAM_STATE)}
+    odd = sorted(names ^ set(artifact.tensors))
+    if odd:
+        owner = "lacks" if odd[0] in names else "has an unknown"
+        raise UserError(f"{path}: the checkpoint {owner} {odd[0]} ({len(odd)} differences in all)")
+    for group in groups:
+        for name, parameter in group.parameters.items():
+            stored = artifact.tensors[f"{group.name}/{name}/value"]
+            if list(stored.shape) != list(parameter.shape):
+                raise UserError(f"{path}: {group.name}/{name} has shape {list(stored.shape)}, "
+                                f"expected {list(parameter.shape)}")
+    for group, optimizer in zip(groups, optimizers):
+        _make_state(group, optimizer)
+    for key, tensor in _all_tensors(groups, optimizers).items():
+        tensor.set_value(np.asarray(artifact.tensors[key]))
+    return RunState(**artifact.metadata["state"])
+
+
+def _all_tensors(groups: List[ParameterGroup],
+                 optimizers: List[paddle.optimizer.Adam]) -> Dict[str, paddle.Tensor]:
+    tensors = {}
+    for group, optimizer in zip(groups, optimizers):
+        for name, parameter in group.parameters.items():
+            tensors[f"{group.name}/{name}/value"] = parameter
+        for name, tensor in adam_state(group, optimizer).items():
+            tensors[f"{group.name}/{name}"] = tensor
+    return tensors
+
+
+def _make_state(group: ParameterGroup, optimizer: paddle.optimizer.Adam) -> None:
+    """Paddle makes Adam's tensors in the first step; one with gradient and rate 0 changes nothing else."""
+    for parameter in group.parameters.values():
+        parameter.grad = paddle.zeros_like(parameter)
+    optimizer.set_lr(0.0)
+    optimizer.step()
+    optimizer.clear_grad()
+
+
+def _check_identity(path: Path, stored: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    before, now = _flat(stored), _flat(current)
+    for key in [*now, *(key for key in before if key not in now)]:
+        if before.get(key) != now.get(key) and not any(fnmatch.fnmatchcase(key, free) for free in _FREE):
+            name = re.sub(r"^run\.(config\.)?", "", key)
+            raise UserError(f"{path}: checkpoint of another run: {name} was {before.get(key)!r}, "
+                            f"now it is {now.get(key)!r}; restore it, or start over without --resume")
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return flat
