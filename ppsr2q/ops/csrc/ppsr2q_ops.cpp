@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "attention.h"
+#include "depthwise.h"
 #include "parallel.h"
 #include "quantize.h"
 #include "scan.h"
@@ -214,6 +215,72 @@ PPSR2Q_API int ppsr2q_window_attention_backward(const float* q, const float* k, 
     const ppsr2q::AttentionGradients gradients{grad_q, grad_k, grad_v, grad_table, grad_bounds};
     return guarded([&] {
         ppsr2q::window_attention_backward(shape, in, statistics, grad_out, gradients);
+        return static_cast<int>(ppsr2q::OK);
+    });
+}
+
+// ---------------------------------------------------------------- depth-wise operators
+
+PPSR2Q_API int ppsr2q_gated_mixing_forward(const float* x, const float* norm_weight, const float* norm_bias,
+                                           float epsilon, const float* weight, const float* bias,
+                                           const float* bounds, int bits, int64_t batch, int height, int width,
+                                           int channels, int kernel, float* y) {
+    if (!ppsr2q::valid_bounds(bounds, bits)) {
+        return ppsr2q::BAD_BOUNDS;
+    }
+    const ppsr2q::GatedMixing in{{batch, height, width, channels, kernel}, x, {norm_weight, norm_bias, epsilon},
+                                 weight, bias, ppsr2q::Quantizer(bounds, bits)};
+    return guarded([&] {
+        if (ppsr2q::gated_mixing_forward(in, y)) {
+            return static_cast<int>(ppsr2q::OK);
+        }
+        return ppsr2q::blame({{x, batch * height * width * 2 * channels}, {norm_weight, channels},
+                              {norm_bias, channels}, {weight, channels * kernel * kernel}, {bias, channels}});
+    });
+}
+
+PPSR2Q_API int ppsr2q_gated_mixing_backward(const float* x, const float* norm_weight, const float* norm_bias,
+                                            float epsilon, const float* weight, const float* bias,
+                                            const float* bounds, int bits, int64_t batch, int height, int width,
+                                            int channels, int kernel, const float* grad_y, float* grad_x,
+                                            float* grad_norm_weight, float* grad_norm_bias, float* grad_weight,
+                                            float* grad_bias, float* grad_bounds) {
+    const ppsr2q::GatedMixing in{{batch, height, width, channels, kernel}, x, {norm_weight, norm_bias, epsilon},
+                                 weight, bias, ppsr2q::Quantizer(bounds, bits)};
+    const ppsr2q::DepthwiseGradients gradients{grad_x, grad_norm_weight, grad_norm_bias,
+                                               grad_weight, grad_bias, grad_bounds};
+    return guarded([&] {
+        ppsr2q::gated_mixing_backward(in, grad_y, gradients);
+        return static_cast<int>(ppsr2q::OK);
+    });
+}
+
+PPSR2Q_API int ppsr2q_positional_gate_forward(const float* x, const float* weight, const float* bias,
+                                              const float* bounds, int bits, int64_t batch, int height, int width,
+                                              int channels, int kernel, float* y) {
+    if (!ppsr2q::valid_bounds(bounds, bits)) {
+        return ppsr2q::BAD_BOUNDS;
+    }
+    const ppsr2q::PositionalGate in{{batch, height, width, channels, kernel}, x, weight, bias,
+                                    ppsr2q::Quantizer(bounds, bits)};
+    return guarded([&] {
+        if (ppsr2q::positional_gate_forward(in, y)) {
+            return static_cast<int>(ppsr2q::OK);
+        }
+        return ppsr2q::blame({{x, batch * height * width * channels}, {weight, channels * kernel * kernel},
+                              {bias, channels}});
+    });
+}
+
+PPSR2Q_API int ppsr2q_positional_gate_backward(const float* x, const float* weight, const float* bias,
+                                               const float* bounds, int bits, int64_t batch, int height, int width,
+                                               int channels, int kernel, const float* grad_y, float* grad_x,
+                                               float* grad_weight, float* grad_bias, float* grad_bounds) {
+    const ppsr2q::PositionalGate in{{batch, height, width, channels, kernel}, x, weight, bias,
+                                    ppsr2q::Quantizer(bounds, bits)};
+    const ppsr2q::DepthwiseGradients gradients{grad_x, nullptr, nullptr, grad_weight, grad_bias, grad_bounds};
+    return guarded([&] {
+        ppsr2q::positional_gate_backward(in, grad_y, gradients);
         return static_cast<int>(ppsr2q::OK);
     });
 }

@@ -68,12 +68,32 @@ inline void store_partial(float* p, vf x, int count) {
 #endif
 }
 
+// The same where most vectors are whole: count may exceed LANES.
+inline vf load_up_to(const float* p, int count) { return count >= LANES ? load(p) : load_partial(p, count); }
+
+inline void store_up_to(float* p, vf x, int count) {
+    if (count >= LANES) {
+        store(p, x);
+    } else {
+        store_partial(p, x, count);
+    }
+}
+
 inline vi as_int(vf x) { return reinterpret_cast<vi>(x); }
 inline vf as_float(vi x) { return reinterpret_cast<vf>(x); }
 
 // mask lanes are 0 or -1, as comparisons give them.
 inline vf select(vi mask, vf x, vf otherwise) { return mask ? x : otherwise; }
 inline vf keep(vi mask, vf x) { return as_float(mask & as_int(x)); }
+
+// x in the first count lanes (count may exceed LANES), 0 in the others.
+inline vf first_lanes(vf x, int count) {
+    vi lane;
+    for (int i = 0; i < LANES; i++) {
+        lane[i] = i;
+    }
+    return keep(lane < count, x);
+}
 
 // ---------------------------------------------------------------- arithmetic
 

@@ -1,6 +1,9 @@
 """Paddle bindings of the CPU kernels: the same functions as in ``ppsr2q.ops``, for calls that ``dispatch`` serves."""
+from ppsr2q.ops.kernels.attention import window_attention
+from ppsr2q.ops.kernels.depthwise import gated_mixing, positional_gate
 from ppsr2q.ops.kernels.fake_quantize import fake_quantize
 from ppsr2q.ops.kernels.linear import linear, norm_linear
 from ppsr2q.ops.kernels.scan import selective_scan
 
-__all__ = ["fake_quantize", "linear", "norm_linear", "selective_scan"]
+__all__ = ["fake_quantize", "gated_mixing", "linear", "norm_linear", "positional_gate", "selective_scan",
+           "window_attention"]
