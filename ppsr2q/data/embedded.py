@@ -42,5 +42,5 @@ def _copy(source: Path, target: Path, multiple: int) -> None:
     if target.exists():
         return
     if not source.is_file():
-        raise UserError(f"{source}: not in this scikit-image {skimage.__version__}; expected the wheel of PyPI")
+        raise UserError(f"{source}: not in this scikit-image {skimage.__version__}, expected PyPI's wheel")
     write_rgb8(target, np.ascontiguousarray(crop_to_multiple(read_rgb8(source), multiple)))

@@ -53,7 +53,7 @@ def test_every_problem_is_named(root):
         assert part in text
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="needs a user with limited rights")
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="needs limited rights")
 def test_read_only_root(root):
     (root / "Set5").chmod(0o555)
     try:

@@ -19,7 +19,8 @@ def test_set(tmp_path):
 
 # Y PSNR of bicubic up-sampling as published; the whole sets take long, two sets suffice.
 @pytest.mark.parametrize(
-    "name, scale, expected", [("Set5", 2, 33.67), ("Set5", 4, 28.43), ("Set14", 2, 30.33), ("Set14", 4, 26.09)]
+    "name, scale, expected",
+    [("Set5", 2, 33.67), ("Set5", 4, 28.43), ("Set14", 2, 30.33), ("Set14", 4, 26.09)],
 )
 def test_bicubic_rows(name, scale, expected):
     root = shared_path(f"data/{name}/HR").parents[1]
