@@ -38,7 +38,8 @@ class DataConfig:
 @dataclasses.dataclass(frozen=True)
 class QuantConfig:
     bits: Optional[int] = option(4, "bits of weights and activations; null: not quantized", low=1, high=8)
-    overrides: Dict[str, int] = option({}, "bits of single plan entries: pattern -> bits", low=1, high=8)
+    overrides: Dict[str, Optional[int]] = option({}, "bits of single tensors: pattern -> bits, null for floating point",
+                                                 low=1, high=8)
     zero_point: str = option("float", "free lower bound (the paper's), or a whole multiple of the step",
                              choices=("float", "integer"))
     parametrization: str = option("absolute", "train the bounds themselves, or divided by their first range",
@@ -78,7 +79,7 @@ class TrainConfig:
     iterations: int = option(12000, "steps of stage 1", low=1)
     batch: int = option(8, "crops per micro-batch and process", low=1)
     lr_patch: int = option(64, "side of a low-resolution crop in pixels", low=8)
-    accumulate: int = option(1, "micro-batches that a step is cut into", low=1)
+    accumulate: int = option(1, "micro-batches per update and process", low=1)
     lr_bounds: float = option(1e-2, "learning rate of the bounds", low=0)
     lr_rectifier: float = option(1e-2, "learning rate of the rectifiers", low=0)
     lr_gate: float = option(1e-2, "learning rate of the gates", low=0)
@@ -109,7 +110,7 @@ class PretrainConfig:
     iterations: int = option(3000, "steps", low=1)
     batch: int = option(4, "crops per micro-batch and process", low=1)
     lr_patch: int = option(32, "side of a low-resolution crop in pixels", low=8)
-    accumulate: int = option(1, "micro-batches that a step is cut into", low=1)
+    accumulate: int = option(1, "micro-batches per update and process", low=1)
     lr: float = option(5e-4, "learning rate", above=0)
     betas: List[float] = option([0.9, 0.99], "Adam's decay rates", low=0, below=1, length=2)
     epsilon: float = option(1e-8, "Adam's epsilon", above=0)

@@ -1,0 +1,70 @@
+"""The AMD switch, the message about a missing Paddle, and imports that must not need it."""
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from ppsr2q.core import environment
+from ppsr2q.core.environment import library_versions, prepare_environment, require_paddle
+from ppsr2q.core.errors import UserError
+
+AMD = "vendor_id\t: AuthenticAMD\nflags\t: fpu sse2 avx avx2 fma\n"
+
+
+@pytest.fixture
+def prepare(tmp_path, monkeypatch):
+    def prepare(cpuinfo, **environ):
+        monkeypatch.delitem(sys.modules, "paddle", raising=False)
+        (tmp_path / "cpuinfo").write_text(cpuinfo)
+        done = prepare_environment(environ, tmp_path / "cpuinfo")
+        return done, environ
+    return prepare
+
+
+def test_switch_is_set_on_amd(prepare):
+    assert prepare(AMD) == ({"MKL_DEBUG_CPU_TYPE": "5"},) * 2
+
+
+@pytest.mark.parametrize("cpuinfo", [AMD.replace("AuthenticAMD", "GenuineIntel"), AMD.replace("avx2", ""), ""])
+def test_other_processors_are_left_alone(prepare, cpuinfo):
+    assert prepare(cpuinfo) == ({}, {})
+
+
+@pytest.mark.parametrize("environ", [{"MKL_DEBUG_CPU_TYPE": "4"}, {"PPSR2Q_NO_MKL_HINT": "1"}])
+def test_the_user_decides(prepare, environ):
+    assert prepare(AMD, **environ) == ({}, environ)
+
+
+def test_too_late_after_the_import_and_without_cpuinfo(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "paddle", raising=False)
+    assert prepare_environment({}, tmp_path / "none") == {}
+    monkeypatch.setitem(sys.modules, "paddle", object())
+    (tmp_path / "cpuinfo").write_text(AMD)
+    assert prepare_environment({}, tmp_path / "cpuinfo") == {}
+
+
+def test_missing_paddle_is_explained(monkeypatch):
+    monkeypatch.setattr(environment.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"(?s)ppsr2q\[cpu\].*ppsr2q\[gpu\].*paddlepaddle-gpu -i"):
+        require_paddle()
+
+
+def test_two_paddles_are_warned_about(monkeypatch):
+    monkeypatch.setattr(environment.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(environment, "package_version", lambda name: "3.0")
+    with pytest.warns(UserWarning, match="both paddlepaddle and paddlepaddle-gpu"):
+        require_paddle()
+
+
+def test_library_versions():
+    versions = library_versions()
+    assert versions["numpy"] == np.__version__ and versions["python"] == sys.version.split()[0]
+
+
+def test_files_and_configs_do_not_import_paddle():
+    code = ("import sys, ppsr2q, ppsr2q.core.config, ppsr2q.core.files, ppsr2q.core.pdparams, "
+            "ppsr2q.core.environment; sys.exit('paddle' in sys.modules)")
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
