@@ -34,7 +34,8 @@ def test_every_option_has_help_and_a_line():
     lines = describe_options().splitlines()
     assert len(lines) == len(list(options(Config)))
     assert all(help for *_, help in options(Config))
-    assert any(line.startswith("quant.bits = 4  (an integer at least 1 and at most 8, or null)") for line in lines)
+    assert any(line.startswith("quant.bits = 4  (an integer at least 1 and at most 8, or null): ")
+               for line in lines)
 
 
 def test_later_bases_win_and_the_file_wins_over_all(write):
@@ -81,7 +82,7 @@ def test_null_where_it_is_allowed_only():
 @pytest.mark.parametrize("text, message", [
     ("quant: {bit: 4}", r"main\.yml: unknown key quant\.bit; did you mean quant\.bits\?"),
     ("zzz: 4", r"unknown key zzz; expected one of: device, seed"),
-    ("quant: {bits: 9}", r"main\.yml: quant\.bits must be an integer at least 1 and at most 8, or null, got 9"),
+    ("quant: {bits: 9}", r"main\.yml: quant\.bits must be an integer at least 1 and at most 8, or null, got"),
     ("quant: {bits: 0}", "got 0"),
     ("quant: {bits: 4.0}", r"got 4\.0"),
     ("quant: {bits: true}", "got True"),
@@ -118,8 +119,10 @@ def test_a_mistake_in_a_base_names_the_base(write):
 
 @pytest.mark.parametrize("text, message", [
     ("quant.bits=9", "-o quant.bits=9: quant.bits must be"), ("quant.bits", "expected key=value"),
-    ("=4", "expected key=value"), ("quant.bit=4", "did you mean quant.bits"), ("quant=4", "expected 'key: value'"),
-    ("seed.x=4", "seed must be an integer"), ("seed=[", "not a valid YAML value"), ("quant..bits=1", "unknown key"),
+    ("=4", "expected key=value"), ("quant.bit=4", "did you mean quant.bits"),
+    ("quant=4", "expected 'key: value'"),
+    ("seed.x=4", "seed must be an integer"), ("seed=[", "not a valid YAML value"),
+    ("quant..bits=1", "unknown key"),
 ])
 def test_mistakes_in_overrides(text, message):
     with pytest.raises(UserError, match=message):

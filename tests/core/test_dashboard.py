@@ -23,7 +23,8 @@ def test_written_files_can_be_read_back(tmp_path):
     dashboard.close()
     (file,) = (tmp_path / "log").iterdir()
     reader = LogReader(file_path=str(file))
-    assert [(point.id, point.value) for point in reader.get_data("scalar", "train/loss")] == [(1, 1.5), (2, 0.5)]
+    points = reader.get_data("scalar", "train/loss")
+    assert [(point.id, point.value) for point in points] == [(1, 1.5), (2, 0.5)]
     (histogram,) = reader.get_data("histogram", "bounds/fc1")
     assert list(histogram.histogram.hist) == [1, 2]
     (image,) = reader.get_data("image", "crop")

@@ -28,7 +28,8 @@ def test_switch_is_set_on_amd(prepare):
     assert prepare(AMD) == ({"MKL_DEBUG_CPU_TYPE": "5"},) * 2
 
 
-@pytest.mark.parametrize("cpuinfo", [AMD.replace("AuthenticAMD", "GenuineIntel"), AMD.replace("avx2", ""), ""])
+@pytest.mark.parametrize("cpuinfo", [AMD.replace("AuthenticAMD", "GenuineIntel"), AMD.replace("avx2", ""),
+                                     ""])
 def test_other_processors_are_left_alone(prepare, cpuinfo):
     assert prepare(cpuinfo) == ({}, {})
 

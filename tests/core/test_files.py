@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import signal
 import subprocess
@@ -155,4 +154,4 @@ def test_kill_while_saving_leaves_a_whole_file(tmp_path):
 
 def test_metadata_survives_as_json(tmp_path):
     save_artifact(tmp_path / "x", {}, "k", {"betas": (0.9, 0.999), "rate": 0.1, "none": None})
-    assert load_artifact(tmp_path / "x").metadata == json.loads('{"betas":[0.9,0.999],"rate":0.1,"none":null}')
+    assert load_artifact(tmp_path / "x").metadata == {"betas": [0.9, 0.999], "rate": 0.1, "none": None}

@@ -58,8 +58,9 @@ class _Evil:
         return self._call
 
 
-@pytest.mark.parametrize("call, name", [((os.system, "touch {}"), "system"), ((eval, "open({!r}, 'w')"), "eval"),
-                                        ((getattr, "", "join"), "getattr")])
+@pytest.mark.parametrize("call, name", [
+    ((os.system, "touch {}"), "system"), ((eval, "open({!r}, 'w')"), "eval"),
+    ((getattr, "", "join"), "getattr")])
 def test_code_is_refused_and_not_run(tmp_path, call, name):
     mark = tmp_path / "mark"
     arguments = [argument.format(str(mark)) for argument in call[1:]]
@@ -80,7 +81,8 @@ def test_objects_are_refused(tmp_path):
 def test_broken_files(tmp_path):
     whole = pickle.dumps({"a": np.ones(100)})
     for content, message in ((b"", "empty file"), (whole[:-1], "truncated"), (whole[:200], "truncated"),
-                             (b"\x89PNG\r\n", "not a .pdparams"), (b"PK\x03\x04" + bytes(100), "not a .pdparams")):
+                             (b"\x89PNG\r\n", "not a .pdparams"),
+                             (b"PK\x03\x04" + bytes(100), "not a .pdparams")):
         (tmp_path / "w").write_bytes(content)
         with pytest.raises(UserError, match=f"w: .*{message}"):
             read_pdparams(tmp_path / "w")
