@@ -22,9 +22,6 @@ ARGUMENTS = {
     "selective_scan": ("u", "delta", "A", "B", "C", "D", "delta_bias"),
 }
 
-PENDING = {"route", "gather_rows",
-           "routed_prompt"}  # kernels still being written; the set goes when it is empty
-
 SCAN_STATES = (4, 8, 16)  # the kernel keeps one register a state, so their number is compiled in
 
 _policy: Union[str, frozenset] = "auto"
@@ -81,8 +78,6 @@ def why_reference(operator: str, tensors: Sequence[Optional[paddle.Tensor]] = ()
         return "a graph is being traced"
     if _policy == "reference" or (isinstance(_policy, frozenset) and operator not in _policy):
         return "the policy says so"
-    if operator in PENDING:
-        return "kernel not written yet"
     for tensor in tensors:
         if tensor is not None and (tensor.dtype != paddle.float32 or not tensor.place.is_cpu_place()):
             return f"{tensor.dtype} on {tensor.place}, kernels take float32 on the CPU"

@@ -39,6 +39,15 @@ struct LinearGradient {      // C layout; a null pointer is a gradient that nobo
 
 namespace detail {
 
+// Keeps the compiler from reading a vector from memory again for every use, which costs more than the products do.
+inline void stay_in_register(vf& x) {
+#if defined(__x86_64__)
+    asm("" : "+v"(x));
+#else
+    (void)x;
+#endif
+}
+
 // Columns of a matrix [rows][columns] in panels of up to PANEL vectors, each panel [rows][its width], padded with 0.
 class PackedMatrix {
 public:
@@ -76,6 +85,7 @@ inline void multiply_tile(const float* const (&rows)[TILE_ROWS_LINEAR], const fl
         vf weights[VECTORS];
         for (int v = 0; v < VECTORS; v++) {
             weights[v] = load(panel + k * VECTORS * LANES + v * LANES);
+            stay_in_register(weights[v]);
         }
 #pragma GCC unroll 8
         for (int r = 0; r < TILE_ROWS_LINEAR; r++) {
@@ -127,6 +137,7 @@ inline void add_outer_tile(const float* x, int x_stride, const float* g, int g_s
         vf values[VECTORS];
         for (int v = 0; v < VECTORS; v++) {
             values[v] = load(g + row * g_stride + v * LANES);
+            stay_in_register(values[v]);
         }
 #pragma GCC unroll 8
         for (int r = 0; r < TILE_ROWS_LINEAR; r++) {

@@ -7,6 +7,7 @@
 #include "depthwise.h"
 #include "parallel.h"
 #include "quantize.h"
+#include "routing.h"
 #include "scan.h"
 #include "simd.h"
 #include "status.h"
@@ -281,6 +282,32 @@ PPSR2Q_API int ppsr2q_positional_gate_backward(const float* x, const float* weig
     const ppsr2q::DepthwiseGradients gradients{grad_x, nullptr, nullptr, grad_weight, grad_bias, grad_bounds};
     return guarded([&] {
         ppsr2q::positional_gate_backward(in, grad_y, gradients);
+        return static_cast<int>(ppsr2q::OK);
+    });
+}
+
+// ---------------------------------------------------------------- routing
+
+PPSR2Q_API int ppsr2q_route(const float* logits, int64_t batch, int64_t tokens, int classes, int32_t* index,
+                            int32_t* order, int32_t* inverse) {
+    return guarded([&] { return ppsr2q::route(logits, batch, tokens, classes, index, order, inverse); });
+}
+
+PPSR2Q_API int ppsr2q_gather_rows(const float* x, const int32_t* order, int64_t batch, int64_t tokens, int channels,
+                                  float* y) {
+    return guarded([&] { return ppsr2q::gather_rows(x, order, batch, tokens, channels, y); });
+}
+
+PPSR2Q_API int ppsr2q_routed_prompt_forward(const float* table, const int32_t* index, int64_t rows, int classes,
+                                            int width, float* prompt) {
+    return guarded([&] { return ppsr2q::routed_prompt_forward(table, index, rows, classes, width, prompt); });
+}
+
+PPSR2Q_API int ppsr2q_routed_prompt_backward(const float* logits, const float* table, const int32_t* index,
+                                             const float* grad, int64_t rows, int classes, int width,
+                                             float* grad_logits, float* grad_table) {
+    return guarded([&] {
+        ppsr2q::routed_prompt_backward(logits, table, index, grad, rows, classes, width, grad_logits, grad_table);
         return static_cast<int>(ppsr2q::OK);
     });
 }

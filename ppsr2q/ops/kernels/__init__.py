@@ -3,7 +3,8 @@ from ppsr2q.ops.kernels.attention import window_attention
 from ppsr2q.ops.kernels.depthwise import gated_mixing, positional_gate
 from ppsr2q.ops.kernels.fake_quantize import fake_quantize
 from ppsr2q.ops.kernels.linear import linear, norm_linear
+from ppsr2q.ops.kernels.routing import gather_rows, route, routed_prompt
 from ppsr2q.ops.kernels.scan import selective_scan
 
-__all__ = ["fake_quantize", "gated_mixing", "linear", "norm_linear", "positional_gate", "selective_scan",
-           "window_attention"]
+__all__ = ["fake_quantize", "gated_mixing", "gather_rows", "linear", "norm_linear", "positional_gate", "route",
+           "routed_prompt", "selective_scan", "window_attention"]
