@@ -250,17 +250,18 @@ inline vf softplus(vf x) {
     return softplus(x, derivative);
 }
 
-// Distribution function of the standard normal, and its density: gelu(x) = x cdf, gelu'(x) = cdf + x density.
-// erfc by Abramowitz and Stegun 7.1.26 (absolute error of the distribution function below 1e-7).
+// Distribution function of the standard normal, and its density: gelu(x) = x cdf, gelu'(x) = cdf + x density. The
+// tail is exp(-x^2 / 2) times a polynomial in t = 1 / (1 + 0.39 |x|), fitted to an absolute error of 1.2e-8.
 inline vf normal_cdf(vf x, vf& density) {
     vf magnitude = absolute(x);
-    vf t = 1.0f / (magnitude * (0.3275911f * 0.70710678f) + 1.0f);
+    vf t = 1.0f / (magnitude * 0.39f + 1.0f);
     vf e = exp(magnitude * magnitude * -0.5f);
-    vf p = t * 1.061405429f - 1.453152027f;
-    p = p * t + 1.421413741f;
-    p = p * t - 0.284496736f;
-    p = p * t + 0.254829592f;
-    vf tail = p * t * (e * 0.5f);
+    vf p = t * 5.369723563e-2f - 2.576547219e-1f;
+    p = p * t + 3.742497056e-1f;
+    p = p * t - 1.592538878e-2f;
+    p = p * t + 1.941648838e-1f;
+    p = p * t + 1.514682851e-1f;
+    vf tail = p * t * e;
     density = e * 0.39894228f;
     return select(x < 0.0f, tail, 1.0f - tail);
 }
