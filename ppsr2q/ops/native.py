@@ -29,7 +29,7 @@ SOURCES = Path(__file__).parent / "csrc"
 UNIT = "ppsr2q_ops.cpp"
 OPTIMIZATION = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",
                 "-fvisibility=hidden", "-fPIC")
-COMPILE_SECONDS = 40  # on the reference machine, for the line that tells the user what he waits for
+COMPILE_SECONDS = 20  # on the reference machine, for the line that tells the user what he waits for
 _DIGEST_SIZE = hashlib.sha256().digest_size
 
 POINTER, SIZE, INT, FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float

@@ -1,0 +1,119 @@
+"""Building, caching and loading the kernels: damaged caches, two processes, no compiler, other instruction sets."""
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+from ppsr2q.core.errors import UserError
+from ppsr2q.ops import native
+from tests.ops import comparison
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = """
+#define API extern "C" __attribute__((visibility("default")))
+API int ppsr2q_answer() { return 42; }
+"""
+
+
+@pytest.fixture
+def small_sources(tmp_path, monkeypatch):
+    """A library of one function in place of csrc/, so that a build takes no time."""
+    comparison.require_kernels()
+    (tmp_path / "csrc").mkdir()
+    (tmp_path / "csrc" / native.UNIT).write_text(SOURCE)
+    monkeypatch.setattr(native, "SOURCES", tmp_path / "csrc")
+    return tmp_path / "csrc"
+
+
+def builds(capsys):
+    return capsys.readouterr().err.count("compiling CPU kernels")
+
+
+def test_second_load_comes_from_the_cache_and_changed_sources_are_rebuilt(small_sources, tmp_path, capsys):
+    assert native.load_or_build(tmp_path / "cache").ppsr2q_answer() == 42
+    assert builds(capsys) == 1
+    native.load_or_build(tmp_path / "cache")
+    assert builds(capsys) == 0
+    (small_sources / native.UNIT).write_text(SOURCE.replace("42", "43"))
+    assert native.load_or_build(tmp_path / "cache").ppsr2q_answer() == 43
+    assert builds(capsys) == 1
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "changed", "text"])
+def test_damaged_cache_is_rebuilt(small_sources, tmp_path, capsys, damage):
+    path = tmp_path / f"kernels-{native.build_key()}.so"
+    native._build_into_cache(path, native.build_key())
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged = {"truncated": content[:len(content) // 2], "empty": b"", "changed": content, "text": b"no library"}
+    path.write_bytes(damaged[damage])
+    assert native.load_or_build(tmp_path).ppsr2q_answer() == 42
+    assert builds(capsys) == 2
+
+
+def test_processes_that_build_at_the_same_time_do_not_disturb_each_other(small_sources, tmp_path):
+    code = ("import sys; from pathlib import Path; from ppsr2q.ops import native; native.SOURCES = Path(sys.argv[1]); "
+            "print(native.load_or_build(Path(sys.argv[2])).ppsr2q_answer())")
+    command = [sys.executable, "-c", code, str(small_sources), str(tmp_path / "cache")]
+    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+               for _ in range(2)]
+    results = [process.communicate() for process in running]
+    assert [out.strip() for out, _ in results] == ["42", "42"]
+    assert sum(err.count("compiling CPU kernels") for _, err in results) == 1
+    assert not [path for path in (tmp_path / "cache").iterdir() if path.suffix not in (".so", ".lock")]
+
+
+def attempt(monkeypatch):
+    native._attempt.cache_clear()
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            return native._attempt(), [str(w.message) for w in caught]
+    finally:
+        native._attempt.cache_clear()
+
+
+def test_no_compiler_is_one_warning_that_says_what_helps(monkeypatch):
+    monkeypatch.delenv("PPSR2Q_KERNELS", raising=False)
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", "")
+    (library, reason), messages = attempt(monkeypatch)
+    assert library is None and "no C++ compiler was found" in reason
+    assert len(messages) == 1 and "install g++" in messages[0] and "times slower" in messages[0]
+
+
+def test_failed_build_and_unwritable_cache_are_reported(small_sources, tmp_path, monkeypatch):
+    (small_sources / native.UNIT).write_text("this is not C++")
+    with pytest.raises(native.KernelsUnavailable, match="failed with code 1"):
+        native.load_or_build(tmp_path / "cache")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(native.KernelsUnavailable, match="set PPSR2Q_CACHE"):
+        native.load_or_build(tmp_path / "file" / "cache")
+
+
+def test_the_user_can_switch_kernels_off(monkeypatch):
+    monkeypatch.setenv("PPSR2Q_KERNELS", "off")
+    assert attempt(monkeypatch) == ((None, "PPSR2Q_KERNELS=off"), [])
+    monkeypatch.setenv("PPSR2Q_KERNELS", "of")
+    with pytest.raises(UserError, match="PPSR2Q_KERNELS must be auto or off, got 'of'"):
+        attempt(monkeypatch)
+
+
+def test_cache_folder_follows_the_environment(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    monkeypatch.delenv("PPSR2Q_CACHE", raising=False)
+    assert native.cache_folder() == Path("/xdg/ppsr2q")
+    monkeypatch.setenv("PPSR2Q_CACHE", "/mine")
+    assert native.cache_folder() == Path("/mine")
+
+
+def test_kernels_use_the_openmp_runtime_of_paddle():
+    comparison.require_kernels()
+    if native.paddle_openmp() is None:
+        pytest.skip("this Paddle ships no OpenMP runtime")
+    library = Path(native.library()._name).read_bytes()
+    assert b"libiomp5.so" in library and b"libgomp" not in library
