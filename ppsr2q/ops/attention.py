@@ -3,7 +3,6 @@ from __future__ import annotations
 
 from typing import Optional, Tuple
 
-import numpy as np
 import paddle
 from paddle.nn import functional as F
 
@@ -13,11 +12,16 @@ from ppsr2q.ops.points import QuantPoints, quantize
 MASKED = -100.0  # what the official networks add to scores across the border of a shifted image
 
 
-def relative_position_index(window: int) -> np.ndarray:
-    """int64 (window², window²): row of the bias table for (query, key), (dy + w - 1)(2w - 1) + dx + w - 1."""
-    coords = np.stack(np.meshgrid(np.arange(window), np.arange(window), indexing="ij")).reshape(2, -1)
-    offset = coords[:, :, None] - coords[:, None, :] + window - 1
-    return (offset[0] * (2 * window - 1) + offset[1]).astype(np.int64)
+def relative_position_index(window: int) -> paddle.Tensor:
+    """int64 (window⁴,): row of the bias table for every (query, key), (dy + w - 1)(2w - 1) + dx + w - 1.
+
+    Computed, not stored: an exported graph would hold a constant of window⁴ numbers for every layer.
+    """
+    position = paddle.arange(window * window)
+    row, column = position // window, position % window
+    dy = row.unsqueeze(1) - row.unsqueeze(0) + window - 1
+    dx = column.unsqueeze(1) - column.unsqueeze(0) + window - 1
+    return (dy * (2 * window - 1) + dx).reshape([-1])
 
 
 def partition_windows(x: paddle.Tensor, window: int) -> paddle.Tensor:
@@ -58,8 +62,7 @@ def window_attention_reference(q, k, v, table, size, heads, window, shift=0, poi
 
     q, k, v = (quantize(x, getattr(points, name, None))
                for x, name in ((split(q) * head_dim**-0.5, "q"), (split(k), "k"), (split(v), "v")))
-    index = paddle.to_tensor(relative_position_index(window).reshape(-1))
-    bias = paddle.index_select(table, index, axis=0).transpose([1, 0]).reshape([1, heads, tokens, tokens])
+    bias = paddle.index_select(table, relative_position_index(window), axis=0).transpose([1, 0]).reshape([1, heads, tokens, tokens])
     scores = paddle.matmul(q, k, transpose_y=True) + bias
     if shift:
         mask = shift_mask(height, width, window, shift).unsqueeze(1)

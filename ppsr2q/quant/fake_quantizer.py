@@ -123,8 +123,8 @@ def keep_open(quantizers) -> int:
     least = np.array([quantizer.min_width for quantizer in trained], np.float32)
     closed = np.flatnonzero(bounds[:, 1] - bounds[:, 0] < least)
     for i in closed:
-        # in float32 a width of 1e-6 vanishes beside large bounds: widen by what is representable there
-        half = max(least[i], 4 * float(np.spacing(np.abs(bounds[i]).max()))) / 2
+        # twice the least width, or what float32 can tell apart beside large bounds
+        half = max(least[i], 4 * float(np.spacing(np.abs(bounds[i]).max())))
         centre = bounds[i].mean()
         trained[i].bounds.set_value(np.array([centre - half, centre + half], np.float32))
     return len(closed)

@@ -50,12 +50,10 @@ def _leave(message: str, code: int) -> None:
 
 
 def configure(arguments: argparse.Namespace) -> Config:
-    """Read the config, and prepare Paddle for it (device, seed, processes)."""
+    """Read the config, and prepare Paddle for it (device and seed)."""
     config = load_config(arguments.config, arguments.override)
     from ppsr2q import ops  # noqa: F401  settles the environment before Paddle is imported
-    from ppsr2q.core import distributed
     from ppsr2q.core.device import seed_everything, select_device
     select_device(config.device)
-    distributed.initialize()
     seed_everything(config.seed)
     return config

@@ -10,12 +10,12 @@ from paddle import nn
 
 from ppsr2q.core import distributed
 from ppsr2q.core.config import Config
-from ppsr2q.core.dashboard import Dashboard
 from ppsr2q.core.trainer import ParameterGroup, Trainer, TrainerSettings, TrainResult
 from ppsr2q.models.checkpoint import save_weights
 from ppsr2q.models.initialization import bilinear_start, official_initialization
 from ppsr2q.workflow.batches import Validation, training_batches
 from ppsr2q.workflow.networks import build_network, provenance
+from ppsr2q.workflow.training import open_dashboard
 
 
 class Pretraining:
@@ -57,17 +57,16 @@ def pretrain(config: Config, resume: bool = False) -> TrainResult:
             bilinear_start(network)
     out = Path(config.output_dir)
     stage = Pretraining(network, settings.lr, Validation(config, settings.lr_patch, settings.validation_crops))
-    trainer = Trainer(
-        stage, training_batches(config, settings.batch, settings.lr_patch, settings.augment, with_hr=True),
-        TrainerSettings(iterations=settings.iterations, accumulate=settings.accumulate, betas=tuple(settings.betas),
-                        epsilon=settings.epsilon, warmup=settings.warmup, schedule=settings.schedule,
-                        milestones=tuple(settings.milestones), gamma=settings.gamma,
-                        min_lr_ratio=settings.min_lr_ratio, grad_clip=settings.grad_clip,
-                        log_every=settings.log_every, save_every=settings.save_every,
-                        validate_every=settings.validate_every),
-        out / "resume" / "pretrain.safetensors", Dashboard(out / "log" / "pretrain" if distributed.is_main() else None),
-        provenance(config, network))
-    result = trainer.run(resume)
+    trainer_settings = TrainerSettings(
+        iterations=settings.iterations, accumulate=settings.accumulate, betas=tuple(settings.betas),
+        epsilon=settings.epsilon, warmup=settings.warmup, schedule=settings.schedule,
+        milestones=tuple(settings.milestones), gamma=settings.gamma, min_lr_ratio=settings.min_lr_ratio,
+        grad_clip=settings.grad_clip, log_every=settings.log_every, save_every=settings.save_every,
+        validate_every=settings.validate_every)
+    batches = training_batches(config, settings.batch, settings.lr_patch, settings.augment, with_hr=True)
+    with open_dashboard(config, stage.name) as dashboard:
+        result = Trainer(stage, batches, trainer_settings, out / "resume" / "pretrain.safetensors", dashboard,
+                         provenance(config, network)).run(resume)
     if distributed.is_main():
         save_weights(network, out / "weights.safetensors",
                      {**provenance(config, network), "iterations": result.iterations, "seconds": result.seconds,

@@ -4,6 +4,8 @@ from __future__ import annotations
 import sys
 import time
 
+from ppsr2q.core.progress import format_duration
+
 
 class Progress:
     """Prints "what: 12/48, 3 s left", over itself on a terminal, in tenths otherwise."""
@@ -17,7 +19,7 @@ class Progress:
         if not self._live and self._done * 10 // self._total == (self._done - 1) * 10 // self._total:
             return
         left = (time.monotonic() - self._start) / self._done * (self._total - self._done)
-        print(f"{self._what}: {self._done}/{self._total}, {left:.0f} s left", end="\r" if self._live else "\n",
+        print(f"{self._what}: {self._done}/{self._total}, {format_duration(left)} left", end="\r" if self._live else "\n",
               file=sys.stderr, flush=True)
 
     def close(self) -> None:

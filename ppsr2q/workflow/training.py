@@ -1,14 +1,15 @@
 """Stages 0 to 2 as the tools run them: bounds, rectifier group training, offline static routing calibration."""
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
-from typing import Dict, Tuple
+from typing import Dict, Iterator, Tuple
 
 import numpy as np
 import paddle
 
 from ppsr2q.core import distributed
-from ppsr2q.core.config import Config
+from ppsr2q.core.config import Config, config_to_dict
 from ppsr2q.core.dashboard import Dashboard
 from ppsr2q.core.errors import UserError
 from ppsr2q.core.files import load_artifact, save_artifact
@@ -87,12 +88,24 @@ def _watchers(config: Config, teacher) -> Tuple:
     return validation, lambda student: validation.pictures(student, teacher_outputs)
 
 
+@contextlib.contextmanager
+def open_dashboard(config: Config, stage: str) -> Iterator[Dashboard]:
+    """VisualDL log of a stage (rank 0 writes it), with the config as its hyper-parameters."""
+    dashboard = Dashboard(paths(config)["log"] / stage if distributed.is_main() else None)
+    dashboard.hyperparameters(config_to_dict(config), ["train/loss", "validation/psnr_y"])
+    try:
+        yield dashboard
+    finally:
+        dashboard.close()
+
+
 def _run(config: Config, stage, batch: int, iterations: int, lr_patch: int, teacher, resume: bool) -> TrainResult:
     where = paths(config)
-    dashboard = Dashboard(where["log"] / stage.name if distributed.is_main() else None)
-    trainer = Trainer(stage, training_batches(config, batch, lr_patch, config.train.augment), _trainer_settings(config, iterations),
-                      where["resume"] / f"{stage.name}.safetensors", dashboard, provenance(config, teacher))
-    return trainer.run(resume)
+    with open_dashboard(config, stage.name) as dashboard:
+        trainer = Trainer(stage, training_batches(config, batch, lr_patch, config.train.augment),
+                          _trainer_settings(config, iterations), where["resume"] / f"{stage.name}.safetensors",
+                          dashboard, provenance(config, teacher))
+        return trainer.run(resume)
 
 
 def make_student(config: Config) -> Quantized:
