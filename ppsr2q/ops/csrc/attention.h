@@ -120,9 +120,12 @@ inline bool window_attention_forward(const AttentionShape& s, const AttentionInp
         }
         vf watched = {};
         for (int head = 0; head < s.heads; head++) {
-            watched += window.gather(in.q, head, in.scale, in.q_quantizer, queries);
-            watched += window.gather(in.k, head, 1.0f, in.k_quantizer, keys);
-            watched += window.gather(in.v, head, 1.0f, in.v_quantizer, values);
+            window.gather(in.q, head, in.scale, queries);
+            window.gather(in.k, head, 1.0f, keys);
+            window.gather(in.v, head, 1.0f, values);
+            watched += quantize_matrix(s, in.q_quantizer, queries, queries);
+            watched += quantize_matrix(s, in.k_quantizer, keys, keys);
+            watched += quantize_matrix(s, in.v_quantizer, values, values);
             for (int first = 0; first < s.tokens(); first += BLOCK_ROWS) {
                 score_block(s, window, queries, keys, strips.data() + head * s.bias_size(), mask, first, map);
                 for (int r = 0; r < BLOCK_ROWS; r++) {
@@ -174,14 +177,14 @@ inline void softmax_row_backward(int columns, const Quantizer& quantizer, float 
 
 // Places in a thread's scratch for one head of one window.
 struct AttentionScratch {
-    float *raw, *q, *k, *v, *out, *grad_q, *grad_k, *grad_v, *mask, *scores, *grad_scores, *weights;
+    float *raw_q, *raw_k, *raw_v, *q, *k, *v, *out, *grad_q, *grad_k, *grad_v, *mask, *scores, *grad_scores, *weights;
 
     static std::size_t size(const AttentionShape& s) {
-        return 8 * static_cast<std::size_t>(s.matrix()) + (4 + 3 * BLOCK_ROWS) * s.columns();
+        return 10 * static_cast<std::size_t>(s.matrix()) + (4 + 3 * BLOCK_ROWS) * s.columns();
     }
 
     AttentionScratch(const AttentionShape& s, float* p) {
-        for (float** matrix : {&raw, &q, &k, &v, &out, &grad_q, &grad_k, &grad_v}) {
+        for (float** matrix : {&raw_q, &raw_k, &raw_v, &q, &k, &v, &out, &grad_q, &grad_k, &grad_v}) {
             *matrix = p;
             p += s.matrix();
         }
@@ -262,18 +265,21 @@ inline void window_attention_backward(const AttentionShape& s, const AttentionIn
             if (window.masked()) {
                 window.fill_mask(scratch.mask);
             }
-            window.gather(in.q, head, in.scale, in.q_quantizer, scratch.q);
-            window.gather(in.k, head, 1.0f, in.k_quantizer, scratch.k);
-            window.gather(in.v, head, 1.0f, in.v_quantizer, scratch.v);
-            window.gather(grad_out, head, 1.0f, Quantizer(), scratch.out);
+            window.gather(in.q, head, in.scale, scratch.raw_q);
+            window.gather(in.k, head, 1.0f, scratch.raw_k);
+            window.gather(in.v, head, 1.0f, scratch.raw_v);
+            window.gather(grad_out, head, 1.0f, scratch.out);
+            quantize_matrix(s, in.q_quantizer, scratch.raw_q, scratch.q);
+            quantize_matrix(s, in.k_quantizer, scratch.raw_k, scratch.k);
+            quantize_matrix(s, in.v_quantizer, scratch.raw_v, scratch.v);
             add_bounds(3, head_backward(s, window, in.map_quantizer, strips.data() + head * strip,
                                         statistics + (i * s.heads + head) * s.tokens() * 2, scratch, grad_bias));
-            add_bounds(0, window.scatter_gradient(in.q, head, in.scale, in.q_quantizer, scratch.grad_q, scratch.raw,
-                                                  grads.q));
-            add_bounds(1, window.scatter_gradient(in.k, head, 1.0f, in.k_quantizer, scratch.grad_k, scratch.raw,
-                                                  grads.k));
-            add_bounds(2, window.scatter_gradient(in.v, head, 1.0f, in.v_quantizer, scratch.grad_v, scratch.raw,
-                                                  grads.v));
+            add_bounds(0, unquantize_gradient(s, in.q_quantizer, scratch.raw_q, in.scale, scratch.grad_q));
+            add_bounds(1, unquantize_gradient(s, in.k_quantizer, scratch.raw_k, 1.0f, scratch.grad_k));
+            add_bounds(2, unquantize_gradient(s, in.v_quantizer, scratch.raw_v, 1.0f, scratch.grad_v));
+            window.scatter(scratch.grad_q, head, grads.q);
+            window.scatter(scratch.grad_k, head, grads.k);
+            window.scatter(scratch.grad_v, head, grads.v);
         }
         std::copy(bounds, bounds + 8, partial_bounds.data() + task * 8);
     });

@@ -60,7 +60,24 @@ inline void store_partial(float* p, vf x, int count) {
 #if defined(__AVX512F__)
     _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), (__m512)x);
 #elif defined(__AVX2__)
-    _mm256_maskstore_ps(p, (__m256i)(vi{0, 1, 2, 3, 4, 5, 6, 7} < count), (__m256)x);
+    __m128 rest = _mm256_castps256_ps128((__m256)x);  // masked stores take tens of cycles on AMD
+    if (count & 8) {
+        _mm256_storeu_ps(p, (__m256)x);
+        return;
+    }
+    if (count & 4) {
+        _mm_storeu_ps(p, rest);
+        rest = _mm256_extractf128_ps((__m256)x, 1);
+        p += 4;
+    }
+    if (count & 2) {
+        _mm_storel_pi(reinterpret_cast<__m64*>(p), rest);
+        rest = _mm_movehl_ps(rest, rest);
+        p += 2;
+    }
+    if (count & 1) {
+        _mm_store_ss(p, rest);
+    }
 #else
     for (int i = 0; i < count; i++) {
         p[i] = x[i];
@@ -144,19 +161,19 @@ inline vf divide(vf x, vf y, vf inverse) {
 
 namespace detail {
 
-// a[i] where bit H of i is clear, else b[i]; with swapped, the lanes of a and b are exchanged (i ^ H) before.
-template <int H, bool SWAPPED, int... I>
+// Lanes a[i ^ A] where bit H of i is clear, b[i ^ B] elsewhere.
+template <int H, int A, int B, int... I>
 inline vf pick_lanes(vf a, vf b, std::integer_sequence<int, I...>) {
 #if defined(__clang__)
-    return __builtin_shufflevector(a, b, ((SWAPPED ? I ^ H : I) + (I & H ? LANES : 0))...);
+    return __builtin_shufflevector(a, b, (I & H ? LANES + (I ^ B) : I ^ A)...);
 #else
-    return __builtin_shuffle(a, b, vi{((SWAPPED ? I ^ H : I) + (I & H ? LANES : 0))...});
+    return __builtin_shuffle(a, b, vi{(I & H ? LANES + (I ^ B) : I ^ A)...});
 #endif
 }
 
-template <int H, bool SWAPPED>
+template <int H, int A, int B>
 inline vf pick_lanes(vf a, vf b) {
-    return pick_lanes<H, SWAPPED>(a, b, std::make_integer_sequence<int, LANES>());
+    return pick_lanes<H, A, B>(a, b, std::make_integer_sequence<int, LANES>());
 }
 
 template <int H>
@@ -164,7 +181,7 @@ inline vf fold(vf x) {
     if constexpr (H == 0) {
         return x;
     } else {
-        return fold<H / 2>(x + pick_lanes<H, true>(x, x));
+        return fold<H / 2>(x + pick_lanes<H, H, H>(x, x));
     }
 }
 
@@ -173,7 +190,22 @@ inline vf fold_maximum(vf x) {
     if constexpr (H == 0) {
         return x;
     } else {
-        return fold_maximum<H / 2>(at_least(x, pick_lanes<H, true>(x, x)));
+        return fold_maximum<H / 2>(at_least(x, pick_lanes<H, H, H>(x, x)));
+    }
+}
+
+template <int H>
+inline void exchange_blocks(vf* x) {
+    if constexpr (H > 0) {
+        for (int i = 0; i < LANES; i++) {
+            if (!(i & H)) {
+                vf a = x[i];
+                vf b = x[i + H];
+                x[i] = pick_lanes<H, 0, H>(a, b);
+                x[i + H] = pick_lanes<H, H, 0>(a, b);
+            }
+        }
+        exchange_blocks<H / 2>(x);
     }
 }
 
@@ -183,13 +215,16 @@ inline vf fold_each(vf* x) {
         return x[0];
     } else {
         for (int i = 0; i < H; i++) {
-            x[i] = pick_lanes<H, false>(x[i], x[i + H]) + pick_lanes<H, true>(x[i], x[i + H]);
+            x[i] = pick_lanes<H, 0, 0>(x[i], x[i + H]) + pick_lanes<H, H, H>(x[i], x[i + H]);
         }
         return fold_each<H / 2>(x);
     }
 }
 
 }  // namespace detail
+
+// Matrix of LANES rows, transposed in place.
+inline void transpose(vf (&x)[LANES]) { detail::exchange_blocks<LANES / 2>(x); }
 
 // Sum over the lanes, in an order that depends on LANES only.
 inline float sum(vf x) { return detail::fold<LANES / 2>(x)[0]; }

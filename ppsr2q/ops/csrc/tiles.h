@@ -7,18 +7,18 @@
 namespace ppsr2q {
 
 constexpr int BLOCK_ROWS = 8;                      // queries whose scores are held at a time
-constexpr int TILE_ROWS = LANES == 4 ? 2 : 4;      // queries a tile
+constexpr int TILE_VECTORS = 4;                    // vectors of keys a tile of outer products, times two others
+constexpr int TILE_ROWS = LANES == 4 ? 2 : 4;      // queries a tile of inner products
 constexpr int TILE_CHANNELS = LANES / TILE_ROWS;   // one tile of row sums fills one vector
-constexpr int TILE_VECTORS = 2;                    // vectors of keys a tile of scores
-constexpr int COLUMN_MULTIPLE = 4 * LANES;         // what the number of columns must be a multiple of
+constexpr int COLUMN_MULTIPLE = TILE_VECTORS * LANES;        // what the number of columns must be a multiple of
 
 // rows[r][j] = start(r, j) + sum over c of a[c][r] b[c][j], for BLOCK_ROWS rows; a and b have columns columns.
 template <class Start>
 inline void outer_products(const float* a, const float* b, int depth, int columns, const Start& start, float* rows) {
-    for (int r = 0; r < BLOCK_ROWS; r += TILE_ROWS) {
+    for (int r = 0; r < BLOCK_ROWS; r += 2) {
         for (int j = 0; j < columns; j += TILE_VECTORS * LANES) {
-            vf sums[TILE_ROWS][TILE_VECTORS];
-            for (int y = 0; y < TILE_ROWS; y++) {
+            vf sums[2][TILE_VECTORS];
+            for (int y = 0; y < 2; y++) {
                 for (int x = 0; x < TILE_VECTORS; x++) {
                     sums[y][x] = start(r + y, j + x * LANES);
                 }
@@ -28,14 +28,14 @@ inline void outer_products(const float* a, const float* b, int depth, int column
                 for (int x = 0; x < TILE_VECTORS; x++) {
                     keys[x] = load(b + c * columns + j + x * LANES);
                 }
-                for (int y = 0; y < TILE_ROWS; y++) {
+                for (int y = 0; y < 2; y++) {
                     vf query = broadcast(a[c * columns + r + y]);
                     for (int x = 0; x < TILE_VECTORS; x++) {
                         sums[y][x] += query * keys[x];
                     }
                 }
             }
-            for (int y = 0; y < TILE_ROWS; y++) {
+            for (int y = 0; y < 2; y++) {
                 for (int x = 0; x < TILE_VECTORS; x++) {
                     store(rows + (r + y) * columns + j + x * LANES, sums[y][x]);
                 }
@@ -73,24 +73,24 @@ inline void inner_products(const float* rows, const float* b, int depth, int col
 
 // out[c][j] += sum over r of a[c][r] rows[r][j], for BLOCK_ROWS rows.
 inline void add_outer_products(const float* a, const float* rows, int depth, int columns, float* out) {
-    for (int j = 0; j < columns; j += 4 * LANES) {
+    for (int j = 0; j < columns; j += TILE_VECTORS * LANES) {
         for (int c = 0; c < depth; c += 2) {
-            vf sums[2][4];
+            vf sums[2][TILE_VECTORS];
             for (int y = 0; y < 2; y++) {
-                for (int x = 0; x < 4; x++) {
+                for (int x = 0; x < TILE_VECTORS; x++) {
                     sums[y][x] = load(out + (c + y) * columns + j + x * LANES);
                 }
             }
             for (int r = 0; r < BLOCK_ROWS; r++) {
                 for (int y = 0; y < 2; y++) {
                     vf factor = broadcast(a[(c + y) * columns + r]);
-                    for (int x = 0; x < 4; x++) {
+                    for (int x = 0; x < TILE_VECTORS; x++) {
                         sums[y][x] += factor * load(rows + r * columns + j + x * LANES);
                     }
                 }
             }
             for (int y = 0; y < 2; y++) {
-                for (int x = 0; x < 4; x++) {
+                for (int x = 0; x < TILE_VECTORS; x++) {
                     store(out + (c + y) * columns + j + x * LANES, sums[y][x]);
                 }
             }

@@ -118,73 +118,88 @@ struct Window {
         }
     }
 
-    // body(token, index of its first channel) for the tokens of a head in raster order.
+    // body(token, first, count) for runs of up to LANES tokens in one row of the window: first[i] is where the channels
+    // of the head of token + i begin.
     template <class Body>
-    void for_each_token(int head, const Body& body) const {
+    void for_each_run(int head, const Body& body) const {
         const std::int64_t channels = static_cast<std::int64_t>(s.heads) * s.head_dim;
-        int token = 0;
         for (int i = 0; i < s.window; i++) {
-            const int y = (top + i) % s.height;
-            for (int j = 0; j < s.window; j++) {
-                const int x = (left + j) % s.width;
-                body(token++, ((image * s.height + y) * s.width + x) * channels + head * s.head_dim);
+            const std::int64_t row = (image * s.height + (top + i) % s.height) * s.width;
+            for (int j = 0; j < s.window; j += LANES) {
+                const int count = std::min(LANES, s.window - j);
+                std::int64_t first[LANES];
+                for (int lane = 0; lane < count; lane++) {
+                    const int x = left + j + lane;
+                    first[lane] = (row + (x < s.width ? x : x - s.width)) * channels + head * s.head_dim;
+                }
+                body(i * s.window + j, first, count);
             }
         }
     }
 
-    // One head of x, times scale, quantized, into a matrix (depth, columns); what lies beyond the head or the window
-    // is 0. What it returns is for all_finite.
-    vf gather(const float* x, int head, float scale, const Quantizer& quantizer, float* matrix) const {
-        gather_raw(x, head, scale, matrix);
-        vf watched = {};
-        for (int c = 0; c < s.head_dim; c++) {
-            float* row = matrix + c * s.columns();
-            for (int i = 0; i < s.tokens(); i += LANES) {
-                vf value = load(row + i);
-                watched = watch(watched, value);
-                store(row + i, quantizer(value));
-            }
-            std::fill(row + s.tokens(), row + s.columns(), 0.0f);
+    // One head of x, times scale, into a matrix (depth, columns); what lies beyond the head or the window is 0.
+    void gather(const float* x, int head, float scale, float* matrix) const {
+        if (s.matrix() != s.head_dim * s.tokens()) {
+            std::fill(matrix, matrix + s.matrix(), 0.0f);
         }
-        return watched;
-    }
-
-    void scatter(const float* matrix, int head, float* x) const {
-        for_each_token(head, [&](int token, std::int64_t first) {
-            for (int c = 0; c < s.head_dim; c++) {
-                x[first + c] = matrix[c * s.columns() + token];
+        for_each_run(head, [&](int token, const std::int64_t* first, int count) {
+            for (int c = 0; c < s.head_dim; c += LANES) {
+                vf block[LANES] = {};
+                for (int i = 0; i < count; i++) {
+                    block[i] = load_up_to(x + first[i] + c, s.head_dim - c);
+                }
+                transpose(block);
+                for (int i = 0; i < std::min(LANES, s.head_dim - c); i++) {
+                    store_up_to(matrix + (c + i) * s.columns() + token, block[i] * scale, count);
+                }
             }
         });
     }
 
-    // The way back of gather: from the gradient of the quantized matrix (overwritten) that of x; returns those of the
-    // bounds. raw is scratch for a matrix.
-    BoundGradients scatter_gradient(const float* x, int head, float scale, const Quantizer& quantizer, float* grad,
-                                    float* raw, float* grad_x) const {
-        BoundGradients bounds;
-        if (quantizer.on) {
-            gather_raw(x, head, scale, raw);
-        }
-        for (int i = 0; i < s.matrix(); i += LANES) {
-            vf g = load(grad + i);
-            if (quantizer.on) {
-                g = quantize_backward(quantizer, load(raw + i), g, bounds);
-            }
-            store(grad + i, g * scale);
-        }
-        scatter(grad, head, grad_x);
-        return bounds;
-    }
-
-private:
-    void gather_raw(const float* x, int head, float scale, float* matrix) const {
-        std::fill(matrix, matrix + s.matrix(), 0.0f);
-        for_each_token(head, [&](int token, std::int64_t first) {
-            for (int c = 0; c < s.head_dim; c++) {
-                matrix[c * s.columns() + token] = x[first + c] * scale;
+    // The way back: a matrix into one head of x.
+    void scatter(const float* matrix, int head, float* x) const {
+        for_each_run(head, [&](int token, const std::int64_t* first, int count) {
+            for (int c = 0; c < s.head_dim; c += LANES) {
+                vf block[LANES] = {};
+                for (int i = 0; i < std::min(LANES, s.head_dim - c); i++) {
+                    block[i] = load_up_to(matrix + (c + i) * s.columns() + token, count);
+                }
+                transpose(block);
+                for (int i = 0; i < count; i++) {
+                    store_up_to(x + first[i] + c, block[i], s.head_dim - c);
+                }
             }
         });
     }
 };
+
+// Quantizes a gathered matrix; what lies beyond the head or the window stays 0. matrix and quantized may be the same.
+// What it returns is for all_finite.
+inline vf quantize_matrix(const AttentionShape& s, const Quantizer& quantizer, const float* matrix, float* quantized) {
+    vf watched = {};
+    for (int c = 0; c < s.depth(); c++) {
+        for (int i = 0; i < s.columns(); i += LANES) {
+            vf value = load(matrix + c * s.columns() + i);
+            watched = watch(watched, value);
+            const int count = c < s.head_dim ? s.tokens() - i : 0;
+            store(quantized + c * s.columns() + i, first_lanes(quantizer(value), count));
+        }
+    }
+    return watched;
+}
+
+// From the gradient of a quantized matrix that of the matrix, times scale, in place; returns those of the bounds.
+inline BoundGradients unquantize_gradient(const AttentionShape& s, const Quantizer& quantizer, const float* matrix,
+                                          float scale, float* grad) {
+    BoundGradients bounds;
+    for (int i = 0; i < s.matrix(); i += LANES) {
+        vf g = load(grad + i);
+        if (quantizer.on) {
+            g = quantize_backward(quantizer, load(matrix + i), g, bounds);
+        }
+        store(grad + i, g * scale);
+    }
+    return bounds;
+}
 
 }  // namespace ppsr2q
