@@ -11,6 +11,8 @@ from ppsr2q.ops.linear import linear, norm_linear  # noqa: E402
 from ppsr2q.ops.points import QuantPoint, QuantPoints  # noqa: E402
 from ppsr2q.ops.routing import Routing, gather_rows, route, routed_prompt  # noqa: E402
 from ppsr2q.ops.scan import selective_scan  # noqa: E402
+from ppsr2q.ops.state_space import state_space  # noqa: E402
 
 __all__ = ["QuantPoint", "QuantPoints", "Routing", "fake_quantize", "gated_mixing", "gather_rows", "linear",
-           "norm_linear", "positional_gate", "route", "routed_prompt", "selective_scan", "window_attention"]
+           "norm_linear", "positional_gate", "route", "routed_prompt", "selective_scan",
+           "state_space", "window_attention"]

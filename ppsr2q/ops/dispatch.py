@@ -19,6 +19,7 @@ ARGUMENTS = {
     "route": ("logits",),
     "gather_rows": ("x",),
     "routed_prompt": ("logits", "table"),
+    "state_space": ("u", "prompt", "x_proj_weight", "dt_proj_weight", "A", "D", "dt_bias"),
     "selective_scan": ("u", "delta", "A", "B", "C", "D", "delta_bias"),
 }
 
@@ -49,14 +50,17 @@ def use(policy: Union[str, Iterable[str]]) -> Iterator[None]:
 
 def limits(operator: str) -> str:
     """What the operator's kernel does not serve beyond float32 on the CPU, in words; empty when nothing."""
-    if operator == "selective_scan":
-        return f"states a channel: {SCAN_STATES}; with return_states only without gradients"
+    if operator in ("selective_scan", "state_space"):
+        return f"states a channel: {SCAN_STATES}" + \
+            ("; with return_states only without gradients" if operator == "selective_scan" else "")
     return ""
 
 
 def _beyond_limits(operator, tensors) -> Optional[str]:
-    if operator == "selective_scan" and tensors[2].shape[-1] not in SCAN_STATES:
-        return f"{tensors[2].shape[-1]} states a channel, compiled are {SCAN_STATES}"
+    if operator in ("selective_scan", "state_space"):
+        states = tensors[ARGUMENTS[operator].index("A")].shape[-1]
+        if states not in SCAN_STATES:
+            return f"{states} states a channel, compiled are {SCAN_STATES}"
     return None
 
 

@@ -104,17 +104,18 @@ def test_other_numbers_of_states_go_to_the_reference():
     assert "5 states" in dispatch.why_reference("selective_scan", inputs)
 
 
-def test_bad_input_is_named():
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_bad_input_is_named(bad):
     comparison.require_kernels()
     inputs = arguments(1, 40, 48, 8)
     with dispatch.use({"selective_scan"}):
         for name in NAMES:
             damaged = dict(inputs)
             values = inputs[name].numpy()
-            values.flat[-1] = np.nan
+            values.flat[-1] = bad
             damaged[name] = paddle.to_tensor(values)
             with pytest.raises(ValueError, match=rf"selective_scan: {name} of shape .* NaN"):
-                selective_scan(**damaged)
+                selective_scan(**damaged, state_point=point(4, -1.0, 1.0))
         with pytest.raises(ValueError, match=r"selective_scan: quantizer 'states' .* a < b"):
             selective_scan(**inputs, state_point=point(4, 1.0, -1.0))
         with pytest.raises(ValueError, match=r"selective_scan: B must have shape \[1, 40, 8\]"):

@@ -10,6 +10,7 @@
 #include "routing.h"
 #include "scan.h"
 #include "simd.h"
+#include "state_space.h"
 #include "status.h"
 #include "token_linear.h"
 
@@ -309,5 +310,41 @@ PPSR2Q_API int ppsr2q_routed_prompt_backward(const float* logits, const float* t
     return guarded([&] {
         ppsr2q::routed_prompt_backward(logits, table, index, grad, rows, classes, width, grad_logits, grad_table);
         return static_cast<int>(ppsr2q::OK);
+    });
+}
+
+// ---------------------------------------------------------------- state space model
+
+PPSR2Q_API int ppsr2q_state_space_forward(const ppsr2q::StateSpaceInputs* in, int64_t batch, int64_t length,
+                                          int channels, int states, float* y, float* checkpoints) {
+    for (int i = 0; i < ppsr2q::detail::QUANTIZED_TENSORS; i++) {
+        if (!ppsr2q::valid_bounds(in->bounds[i], in->bits[i])) {
+            return ppsr2q::BAD_BOUNDS + i;
+        }
+    }
+    const ppsr2q::ScanShape shape{batch, length, channels};
+    return guarded([&] {
+        return with_states(states, [&](auto n) {
+            if (ppsr2q::state_space_forward<n.value>(shape, *in, y, checkpoints)) {
+                return static_cast<int>(ppsr2q::OK);
+            }
+            const int64_t tokens = batch * length;
+            return ppsr2q::blame({{in->u, tokens * channels}, {in->prompt, tokens * states},
+                                  {in->x_proj, static_cast<int64_t>(in->rank + 2 * states) * channels},
+                                  {in->dt_proj, static_cast<int64_t>(channels) * in->rank},
+                                  {in->A, channels * states}, {in->D, channels}, {in->dt_bias, channels}});
+        });
+    });
+}
+
+PPSR2Q_API int ppsr2q_state_space_backward(const ppsr2q::StateSpaceInputs* in, int64_t batch, int64_t length,
+                                           int channels, int states, const float* checkpoints, const float* grad_y,
+                                           const ppsr2q::StateSpaceGradients* gradients) {
+    const ppsr2q::ScanShape shape{batch, length, channels};
+    return guarded([&] {
+        return with_states(states, [&](auto n) {
+            ppsr2q::state_space_backward<n.value>(shape, *in, checkpoints, grad_y, *gradients);
+            return static_cast<int>(ppsr2q::OK);
+        });
     });
 }

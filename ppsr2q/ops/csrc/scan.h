@@ -95,7 +95,10 @@ bool scan_channels_forward(const ScanShape& shape, const ScanInputs& in, std::in
                            float* checkpoints, float* states) {
     const ScanChannels<N> own(shape, in, task);
     vf h[N] = {};
-    vf watched = {};
+    vf watched = watch(watch(vf{}, own.D), own.bias);
+    for (int n = 0; n < N; n++) {
+        watched = watch(watched, own.A[n]);
+    }
     for (std::int64_t t = 0; t < shape.length; t++) {
         if (checkpoints && t % SCAN_CHUNK == 0) {
             float* p = checkpoints + own.checkpoint(shape, t / SCAN_CHUNK);
@@ -127,6 +130,9 @@ bool scan_channels_forward(const ScanShape& shape, const ScanInputs& in, std::in
                 }
             }
         }
+    }
+    for (int n = 0; n < N; n++) {
+        watched = watch(watched, h[n]);  // a state that was ever infinite still is, or is NaN
     }
     return all_finite(watched);
 }
@@ -277,7 +283,7 @@ void scan_add_images(const ScanShape& shape, const ScanParameterSums<N>* paramet
 }  // namespace detail
 
 // y like u; checkpoints [batch][chunks][checkpoint_size] or null; states [batch][length][channels][N] or null.
-// False when u, delta or y are not finite.
+// False when something is not finite.
 template <int N>
 bool selective_scan_forward(const ScanShape& shape, const ScanInputs& in, float* y, float* checkpoints,
                             float* states) {

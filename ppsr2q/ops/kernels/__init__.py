@@ -5,6 +5,7 @@ from ppsr2q.ops.kernels.fake_quantize import fake_quantize
 from ppsr2q.ops.kernels.linear import linear, norm_linear
 from ppsr2q.ops.kernels.routing import gather_rows, route, routed_prompt
 from ppsr2q.ops.kernels.scan import selective_scan
+from ppsr2q.ops.kernels.state_space import state_space
 
 __all__ = ["fake_quantize", "gated_mixing", "gather_rows", "linear", "norm_linear", "positional_gate", "route",
-           "routed_prompt", "selective_scan", "window_attention"]
+           "routed_prompt", "selective_scan", "state_space", "window_attention"]

@@ -6,10 +6,17 @@ import paddle
 from ppsr2q.ops import native
 from ppsr2q.ops.native import INT, POINTER, SIZE, pointer
 from ppsr2q.ops.points import point_arguments
+from ppsr2q.ops.scan import selective_scan_reference
 
 _NAMES = ("u", "delta", "A", "B", "C", "D", "delta_bias")
 _CHUNK, _ALIGN = 32, 16  # SCAN_CHUNK and SCAN_ALIGN of csrc/scan.h
 _COMMON = (POINTER,) * 8 + (INT, SIZE, SIZE, INT, INT)
+
+
+def empty_checkpoints(u, states):
+    """Memory for the states of every _CHUNK tokens, as both scans lay them out."""
+    batch, length, channels = u.shape
+    return paddle.empty([batch, -(-length // _CHUNK), -(-channels // _ALIGN) * _ALIGN, states])
 
 
 def _common_arguments(tensors, bounds, bits):
@@ -21,11 +28,8 @@ def _forward(tensors, bounds, bits, keep_checkpoints=False, return_states=False)
     batch, length, channels = tensors[0].shape
     count = tensors[2].shape[-1]
     y = paddle.empty_like(tensors[0])
-    checkpoints = states = None
-    if keep_checkpoints:
-        checkpoints = paddle.empty([batch, -(-length // _CHUNK), -(-channels // _ALIGN) * _ALIGN, count])
-    if return_states:
-        states = paddle.empty([batch, length, channels, count])
+    checkpoints = empty_checkpoints(tensors[0], count) if keep_checkpoints else None
+    states = paddle.empty([batch, length, channels, count]) if return_states else None
     run = native.function("selective_scan_forward", *_COMMON, POINTER, POINTER, POINTER)
     status = run(*_common_arguments(tensors, bounds, bits), pointer(y), pointer(checkpoints), pointer(states))
     native.check(status, "selective_scan", dict(zip(_NAMES, tensors)), {"states": bounds})
@@ -60,7 +64,6 @@ def selective_scan(u, delta, A, B, C, D, delta_bias, state_point=None, return_st
     bounds, bits = point_arguments(state_point)
     given = (u, delta, A, B, C, D, delta_bias)
     if return_states and native.needs_gradient(*given, bounds):
-        from ppsr2q.ops.scan import selective_scan_reference
         return selective_scan_reference(*given, state_point=state_point, return_states=True)
     tensors = tuple(map(native.contiguous, given))
     _check_shapes(tensors)
