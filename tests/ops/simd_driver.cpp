@@ -74,8 +74,8 @@ void apply_quantizer(const float* x, float* y, long count, const float* bounds, 
     map(x, y, count, Quantizer(bounds, bits));
 }
 
-void apply_quantizer_backward(const float* x, const float* grad, float* grad_x, long count, const float* bounds,
-                              int bits, float* grad_bounds) {
+void apply_quantizer_backward(const float* x, const float* grad, float* grad_x, long count,
+                              const float* bounds, int bits, float* grad_bounds) {
     const Quantizer quantizer(bounds, bits);
     BoundGradients gradients;
     for (long i = 0; i < count; i += LANES) {
@@ -84,5 +84,4 @@ void apply_quantizer_backward(const float* x, const float* grad, float* grad_x, 
     grad_bounds[0] = sum(gradients.lower);
     grad_bounds[1] = sum(gradients.upper);
 }
-
 }

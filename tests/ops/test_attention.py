@@ -10,8 +10,9 @@ from tests.ops.comparison import point, trainable
 BOUNDS = {"q": (-0.5, 0.6), "k": (-2.0, 2.1), "v": (-1.5, 1.4), "map": (0.001, 0.1)}
 
 # batch, (H, W), channels, heads, window, shift
-CASES = [(2, (32, 48), 48, 4, 16, 8), (1, (16, 16), 48, 4, 16, 0), (3, (24, 16), 60, 6, 8, 4), (1, (8, 8), 60, 6, 8, 0),
-         (1, (21, 14), 15, 3, 7, 3), (2, (8, 4), 6, 2, 4, 1), (1, (3, 6), 5, 1, 3, 2)]
+CASES = [(2, (32, 48), 48, 4, 16, 8), (1, (16, 16), 48, 4, 16, 0), (3, (24, 16), 60, 6, 8, 4),
+         (1, (8, 8), 60, 6, 8, 0), (1, (21, 14), 15, 3, 7, 3), (2, (8, 4), 6, 2, 4, 1),
+         (1, (3, 6), 5, 1, 3, 2)]
 
 
 def arguments(batch, size, channels, heads, window, shift, bits=(None,) * 4):
@@ -64,7 +65,8 @@ def definition(q, k, v, table, size, heads, window, shift):
 
 
 @pytest.mark.parametrize("policy", ["reference", {"window_attention"}])
-@pytest.mark.parametrize("case", [(1, (12, 8), 12, 2, 4, 2), (2, (8, 8), 6, 3, 4, 0), (1, (9, 6), 4, 1, 3, 1)])
+@pytest.mark.parametrize("case", [(1, (12, 8), 12, 2, 4, 2), (2, (8, 8), 6, 3, 4, 0),
+                                  (1, (9, 6), 4, 1, 3, 1)])
 def test_equals_the_definition(policy, case):
     comparison.require_kernels()
     inputs, function = arguments(*case)
@@ -74,7 +76,8 @@ def test_equals_the_definition(policy, case):
     assert comparison.relative_error(y.numpy(), expected) < 1e-5
 
 
-@pytest.mark.parametrize("bits", [(None,) * 4, (4,) * 4, (8, 2, None, 1), (None, None, None, 4), (1, 3, 5, None)])
+@pytest.mark.parametrize("bits", [(None,) * 4, (4,) * 4, (8, 2, None, 1), (None, None, None, 4),
+                                  (1, 3, 5, None)])
 @pytest.mark.parametrize("case", CASES)
 def test_kernel_equals_reference(case, bits):
     inputs, function = arguments(*case, bits)
@@ -99,7 +102,8 @@ def test_gradients_equal_finite_differences():
                 moved[name][index] += change
                 losses.append((definition(*moved.values(), case[1], *case[3:]) * weight).sum())
             expected = (losses[0] - losses[1]) / 2e-5
-            assert abs(tensor.grad.numpy()[index] - expected) <= 1e-4 * np.abs(tensor.grad.numpy()).max(), name
+            gradient = tensor.grad.numpy()
+            assert abs(gradient[index] - expected) <= 1e-4 * np.abs(gradient).max(), name
 
 
 def test_masked_tokens_do_not_mix():
@@ -125,8 +129,8 @@ def test_inputs_need_not_be_contiguous():
     packed = paddle.concat([inputs[name] for name in "qkv"], axis=-1)
     strided = paddle.split(packed, 3, axis=-1)
     results = []
-    for q, k, v in ([inputs[name] for name in "qkv"], strided, [x.transpose([0, 2, 1]).contiguous().transpose([0, 2, 1])
-                                                               for x in strided]):
+    channels_first = [x.transpose([0, 2, 1]).contiguous().transpose([0, 2, 1]) for x in strided]
+    for q, k, v in ([inputs[name] for name in "qkv"], strided, channels_first):
         with dispatch.use({"window_attention"}), paddle.no_grad():
             results.append(window_attention(q, k, v, inputs["table"], (8, 8), 2, 4, 2).numpy())
     np.testing.assert_array_equal(results[0], results[1])
@@ -149,7 +153,8 @@ def test_what_is_not_finite_is_named(name, value):
     broken = inputs[name].numpy()
     broken.reshape(-1)[7] = value
     inputs[name].set_value(broken)
-    with dispatch.use({"window_attention"}), pytest.raises(ValueError, match=f"window_attention: {name} of shape"):
+    message = f"window_attention: {name} of shape"
+    with dispatch.use({"window_attention"}), pytest.raises(ValueError, match=message):
         function()
 
 

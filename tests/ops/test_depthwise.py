@@ -1,4 +1,4 @@
-"""Gated mixing and the positional gate: reference against loops in float64, kernels against the references."""
+"""Gated mixing and positional gate: references against loops in float64, kernels against the references."""
 import math
 
 import numpy as np
@@ -12,16 +12,17 @@ from tests.ops.comparison import point, trainable
 
 OPERATORS = ["gated_mixing", "positional_gate"]
 
-# batch, (H, W), channels, kernel: the networks' own, images smaller and larger than a tile, odd numbers of channels
-CASES = [(2, (16, 16), 24, 5), (1, (18, 34), 24, 5), (2, (33, 17), 48, 3), (1, (5, 3), 60, 5), (1, (1, 1), 7, 3),
-         (1, (20, 40), 10, 7), (2, (4, 33), 3, 1)]
+# batch, (H, W), channels, kernel: the networks' own, images below and above a tile, odd channel counts
+CASES = [(2, (16, 16), 24, 5), (1, (18, 34), 24, 5), (2, (33, 17), 48, 3), (1, (5, 3), 60, 5),
+         (1, (1, 1), 7, 3), (1, (20, 40), 10, 7), (2, (4, 33), 3, 1)]
 
 
 def arguments(operator, batch, size, channels, kernel, bits=None, bias=True):
-    """Inputs (name -> tensor, parameters and bounds among them) and a function that calls the operator on them."""
+    """Inputs (name -> tensor, with parameters and bounds) and a function that calls the operator on them."""
     gated = operator == "gated_mixing"
     x = trainable(batch, size[0] * size[1], channels * (2 if gated else 1), seed=1)
-    conv = nn.Conv2D(channels, channels, kernel, padding=kernel // 2, groups=channels, bias_attr=None if bias else False)
+    conv = nn.Conv2D(channels, channels, kernel, padding=kernel // 2, groups=channels,
+                     bias_attr=None if bias else False)
     conv.weight.set_value(trainable(*conv.weight.shape, seed=2, scale=1 / kernel))
     inputs = {"x": x, "weight": conv.weight}
     if bias:
@@ -83,7 +84,7 @@ def test_padding_is_zero_after_the_quantizer(operator):
     def quantize(x):
         return np.round((np.clip(x, -1.1, 1.7) + 1.1) / step) * step - 1.1
 
-    assert np.abs(quantize(np.zeros(1))).min() > 0.1  # zero is no level: padding before the quantizer would show
+    assert np.abs(quantize(np.zeros(1))).min() > 0.1  # zero is no level, so the order would show
     with dispatch.use({operator}), paddle.no_grad():
         y = function()
     assert comparison.relative_error(y.numpy(), definition(operator, inputs, (4, 4), quantize)) < 1e-5
@@ -115,7 +116,8 @@ def test_gradients_equal_finite_differences(operator):
                 moved[index] += change
                 values = {**inputs, name: paddle.to_tensor(moved)}
                 losses.append((definition(operator, values, (5, 4)) * weight).sum())
-            assert abs(gradient[index] - (losses[0] - losses[1]) / 2e-5) <= 1e-4 * np.abs(gradient).max(), name
+            expected = (losses[0] - losses[1]) / 2e-5
+            assert abs(gradient[index] - expected) <= 1e-4 * np.abs(gradient).max(), name
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
@@ -158,7 +160,8 @@ def test_bad_bounds_are_named(operator):
 def test_shapes_that_do_not_fit_are_named():
     comparison.require_kernels()
     x = trainable(1, 64, 12)
-    with dispatch.use({"positional_gate"}), pytest.raises(ValueError, match=r"x must have shape \[B, 63, 12\]"):
+    expected = r"x must have shape \[B, 63, 12\]"
+    with dispatch.use({"positional_gate"}), pytest.raises(ValueError, match=expected):
         positional_gate(x, nn.Conv2D(12, 12, 3, padding=1, groups=12), (7, 9))
     with dispatch.use({"positional_gate"}), pytest.raises(ValueError, match="depth-wise"):
         positional_gate(x, nn.Conv2D(12, 12, 3, padding=1), (8, 8))

@@ -53,8 +53,8 @@ def driver(request, tmp_path_factory):
         pytest.skip(str(error))
     output = tmp_path_factory.mktemp("simd") / "driver.so"
     target = native.native_target() if march is None else [f"-march={march}"]
-    subprocess.run([compiler, *native.OPTIMIZATION, "-fvisibility=default", "-Wall", "-Wextra", "-Werror", *target,
-                    f"-I{native.SOURCES}", "-shared", str(DRIVER), "-o", str(output)], check=True)
+    subprocess.run([compiler, *native.OPTIMIZATION, "-fvisibility=default", "-Wall", "-Wextra", "-Werror",
+                    *target, f"-I{native.SOURCES}", "-shared", str(DRIVER), "-o", str(output)], check=True)
     return Driver(output)
 
 
@@ -88,7 +88,8 @@ def test_gelu(driver, name, expected):
     assert error[np.abs(GRID) < 4].max() < 5e-7 and np.max(error / np.maximum(np.abs(expected), 1)) < 5e-7
 
 
-@pytest.mark.parametrize("name", ["exp", "sigmoid", "softplus", "softplus_derivative", "gelu", "gelu_derivative"])
+@pytest.mark.parametrize("name", ["exp", "sigmoid", "softplus", "softplus_derivative", "gelu",
+                                  "gelu_derivative"])
 def test_nan_survives(driver, name):
     x = np.zeros(16, "float32")
     x[3] = np.nan

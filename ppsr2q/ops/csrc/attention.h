@@ -1,6 +1,7 @@
-// Attention inside (shifted) windows: roll, partition, scores, bias, mask, softmax, quantizers and the product with
-// V in one pass over each head of each window. Scores never leave the cache: forward keeps two numbers a query (its
-// largest score and 1 / sum of exponentials), from which backward computes the map again, bit for bit.
+// Attention inside (shifted) windows: roll, partition, scores, bias, mask, softmax, quantizers and the
+// product with V in one pass over each head of each window. Scores never leave the cache: forward keeps two
+// numbers a query (its largest score and 1 / sum of exponentials), from which backward computes the map
+// again, bit for bit.
 //
 // Every matrix of a window is transposed, [channel][token]: tokens fill the lanes however wide a head is.
 #pragma once
@@ -30,14 +31,15 @@ struct AttentionInputs {
 
     AttentionInputs(const float* q, const float* k, const float* v, const float* table, float scale,
                     const float* const* bounds, const int* bits)
-        : q(q), k(k), v(v), table(table), scale(scale),
-          q_quantizer(bounds[0], bits[0]), k_quantizer(bounds[1], bits[1]),
-          v_quantizer(bounds[2], bits[2]), map_quantizer(bounds[3], bits[3]) {}
+        : q(q), k(k), v(v), table(table), scale(scale), q_quantizer(bounds[0], bits[0]),
+          k_quantizer(bounds[1], bits[1]), v_quantizer(bounds[2], bits[2]),
+          map_quantizer(bounds[3], bits[3]) {}
 };
 
 // ---------------------------------------------------------------- scores
 
-// Scores of the queries first .. first + BLOCK_ROWS; rows beyond the window (their q is 0) hold finite numbers.
+// Scores of the queries first .. first + BLOCK_ROWS; rows beyond the window (their q is 0) hold finite
+// numbers.
 inline void score_block(const AttentionShape& s, const Window& window, const float* q, const float* k,
                         const float* bias, const float* mask, int first, float* scores) {
     const int columns = s.columns();
@@ -62,9 +64,10 @@ inline vf softmax_numerator(vf score, vf largest) {
     return exp_in_range(at_least(score - largest, broadcast(SMALLEST_EXPONENT)));
 }
 
-// One row of scores, in place: the quantized map, or just the numerators when nothing is quantized; also the largest
-// score and 1 / sum of the numerators.
-inline void softmax_row(int columns, const Quantizer& quantizer, float* row, float& largest, float& inverse_sum) {
+// One row of scores, in place: the quantized map, or just the numerators when nothing is quantized; also the
+// largest score and 1 / sum of the numerators.
+inline void softmax_row(int columns, const Quantizer& quantizer, float* row, float& largest,
+                        float& inverse_sum) {
     vf top = load(row);
     for (int j = LANES; j < columns; j += LANES) {
         top = at_least(load(row + j), top);
@@ -96,8 +99,9 @@ inline void divide_by_sums(const AttentionShape& s, const float* inverse_sums, f
 
 // ---------------------------------------------------------------- forward
 
-// out = Q(softmax(scores)) Q(v), like q; whether all inputs are finite. statistics (windows, heads, 2, tokens) are
-// what backward needs: the largest score of each query, and 1 / sum; null when there will be no backward.
+// out = Q(softmax(scores)) Q(v), like q; whether all inputs are finite. statistics (windows, heads, 2,
+// tokens) are what backward needs: the largest score of each query, and 1 / sum; null when there will be no
+// backward.
 inline bool window_attention_forward(const AttentionShape& s, const AttentionInputs& in, float* out,
                                      float* statistics) {
     const int columns = s.columns();
@@ -130,7 +134,8 @@ inline bool window_attention_forward(const AttentionShape& s, const AttentionInp
                 score_block(s, window, queries, keys, strips.data() + head * s.bias_size(), mask, first, map);
                 for (int r = 0; r < BLOCK_ROWS; r++) {
                     const int query = first + r;
-                    softmax_row(columns, in.map_quantizer, map + r * columns, largest[query], inverse_sums[query]);
+                    softmax_row(columns, in.map_quantizer, map + r * columns, largest[query],
+                                inverse_sums[query]);
                 }
                 inner_products(map, values, s.depth(), columns, mixed + first);
             }
@@ -153,8 +158,8 @@ inline bool window_attention_forward(const AttentionShape& s, const AttentionInp
 
 // ---------------------------------------------------------------- backward
 
-// From the scores and the gradient of the quantized map of one query: the quantized map (weights; when nothing is
-// quantized that is scores, overwritten by the map) and, in grad, the gradient of the scores.
+// From the scores and the gradient of the quantized map of one query: the quantized map (weights; when
+// nothing is quantized that is scores, overwritten by the map) and, in grad, the gradient of the scores.
 inline void softmax_row_backward(int columns, const Quantizer& quantizer, float largest, float inverse_sum,
                                  float* scores, float* weights, float* grad, BoundGradients& bounds) {
     vf dot = {};
@@ -177,7 +182,8 @@ inline void softmax_row_backward(int columns, const Quantizer& quantizer, float 
 
 // Places in a thread's scratch for one head of one window.
 struct AttentionScratch {
-    float *raw_q, *raw_k, *raw_v, *q, *k, *v, *out, *grad_q, *grad_k, *grad_v, *mask, *scores, *grad_scores, *weights;
+    float *raw_q, *raw_k, *raw_v, *q, *k, *v, *out, *grad_q, *grad_k, *grad_v;
+    float *mask, *scores, *grad_scores, *weights;
 
     static std::size_t size(const AttentionShape& s) {
         return 10 * static_cast<std::size_t>(s.matrix()) + (4 + 3 * BLOCK_ROWS) * s.columns();
@@ -195,11 +201,11 @@ struct AttentionScratch {
     }
 };
 
-// Gradients inside one head of one window: fills scratch.grad_q, grad_k, grad_v (of the quantized tensors), adds to
-// grad_bias unless it is null, returns those of the map's bounds.
+// Gradients inside one head of one window: fills scratch.grad_q, grad_k, grad_v (of the quantized tensors),
+// adds to grad_bias unless it is null, returns those of the map's bounds.
 inline BoundGradients head_backward(const AttentionShape& s, const Window& window, const Quantizer& map,
-                                    const float* bias, const float* statistics, const AttentionScratch& scratch,
-                                    float* grad_bias) {
+                                    const float* bias, const float* statistics,
+                                    const AttentionScratch& scratch, float* grad_bias) {
     BoundGradients bounds;
     const int columns = s.columns();
     const int depth = s.depth();
@@ -209,8 +215,8 @@ inline BoundGradients head_backward(const AttentionShape& s, const Window& windo
     float* weights = map.on ? scratch.weights : scratch.scores;
     for (int first = 0; first < s.tokens(); first += BLOCK_ROWS) {
         score_block(s, window, scratch.q, scratch.k, bias, scratch.mask, first, scratch.scores);
-        outer_products(scratch.out + first, scratch.v, depth, columns, [](int, int) { return vf{}; },
-                       scratch.grad_scores);
+        auto zero = [](int, int) { return vf{}; };
+        outer_products(scratch.out + first, scratch.v, depth, columns, zero, scratch.grad_scores);
         for (int r = 0; r < std::min(BLOCK_ROWS, s.tokens() - first); r++) {
             const int query = first + r;
             float* grad = scratch.grad_scores + r * columns;
@@ -239,8 +245,9 @@ struct AttentionGradients {
 };
 
 // Gradients of everything from that of out.
-inline void window_attention_backward(const AttentionShape& s, const AttentionInputs& in, const float* statistics,
-                                      const float* grad_out, const AttentionGradients& grads) {
+inline void window_attention_backward(const AttentionShape& s, const AttentionInputs& in,
+                                      const float* statistics, const float* grad_out,
+                                      const AttentionGradients& grads) {
     const std::int64_t chunks = std::min<std::int64_t>(GRADIENT_CHUNKS, s.windows());
     const std::int64_t strip = s.bias_size();
     Buffer strips(s.heads * strip);
@@ -272,8 +279,9 @@ inline void window_attention_backward(const AttentionShape& s, const AttentionIn
             quantize_matrix(s, in.q_quantizer, scratch.raw_q, scratch.q);
             quantize_matrix(s, in.k_quantizer, scratch.raw_k, scratch.k);
             quantize_matrix(s, in.v_quantizer, scratch.raw_v, scratch.v);
-            add_bounds(3, head_backward(s, window, in.map_quantizer, strips.data() + head * strip,
-                                        statistics + (i * s.heads + head) * s.tokens() * 2, scratch, grad_bias));
+            const float* own = statistics + (i * s.heads + head) * s.tokens() * 2;
+            const float* bias = strips.data() + head * strip;
+            add_bounds(3, head_backward(s, window, in.map_quantizer, bias, own, scratch, grad_bias));
             add_bounds(0, unquantize_gradient(s, in.q_quantizer, scratch.raw_q, in.scale, scratch.grad_q));
             add_bounds(1, unquantize_gradient(s, in.k_quantizer, scratch.raw_k, 1.0f, scratch.grad_k));
             add_bounds(2, unquantize_gradient(s, in.v_quantizer, scratch.raw_v, 1.0f, scratch.grad_v));

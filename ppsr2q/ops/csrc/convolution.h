@@ -1,8 +1,9 @@
-// Depth-wise convolution of channels-last images, tile by tile. A tile is computed from a plane: its pixels and a halo
-// around them, exactly 0 outside the image (the padding comes after the quantizer).
+// Depth-wise convolution of channels-last images, tile by tile. A tile is computed from a plane: its pixels
+// and a halo around them, exactly 0 outside the image (the padding comes after the quantizer).
 //
-// A row of a plane is flat: pixel x, channel c at x channels + c. Taps are repeated to a period that is a multiple of
-// both the channels and the vector, so that vectors need not respect pixels and any number of channels is served.
+// A row of a plane is flat: pixel x, channel c at x channels + c. Taps are repeated to a period that is a
+// multiple of both the channels and the vector, so that vectors need not respect pixels and any number of
+// channels is served.
 #pragma once
 
 #include <algorithm>
@@ -62,8 +63,8 @@ struct Plane {
 
     float* at(int y, int x) const { return memory + (y + halo) * stride + (x + halo) * channels; }
 
-    // Fills the tile and its halo: produce(y, x, pixels, row) writes pixels of image row y from column x on to row;
-    // all else becomes 0.
+    // Fills the tile and its halo: produce(y, x, pixels, row) writes pixels of image row y from column x on
+    // to row; all else becomes 0.
     template <class Produce>
     void fill(const DepthwiseShape& s, const ImageTile& tile, const Produce& produce) const {
         const int first = std::max(-halo, -tile.left);
@@ -81,7 +82,8 @@ struct Plane {
     }
 };
 
-// weight (channels, 1, kernel, kernel) -> taps (kernel kernel, period); flipped for the gradient of the input.
+// weight (channels, 1, kernel, kernel) -> taps (kernel kernel, period); flipped for the gradient of the
+// input.
 inline void repeat_taps(const DepthwiseShape& s, const float* weight, bool flipped, float* taps) {
     for (int tap = 0; tap < s.taps(); tap++) {
         const int source = flipped ? s.taps() - 1 - tap : tap;
@@ -121,10 +123,10 @@ inline void convolve_vectors(const DepthwiseShape& s, const float* in, int strid
     }
 }
 
-// One row of the convolution: in points to the pixel under the first tap of the first output, rows stride apart. bias
-// may be null. Writes pixels * channels floats, rounded up to whole vectors.
-inline void convolve_row(const DepthwiseShape& s, const float* in, int stride, const float* taps, const float* bias,
-                         int pixels, float* out) {
+// One row of the convolution: in points to the pixel under the first tap of the first output, rows stride
+// apart. bias may be null. Writes pixels * channels floats, rounded up to whole vectors.
+inline void convolve_row(const DepthwiseShape& s, const float* in, int stride, const float* taps,
+                         const float* bias, int pixels, float* out) {
     const int period = s.period();
     const int count = pixels * s.channels;
     for (int phase = 0; phase < std::min(period, count); phase += LANES) {
@@ -139,10 +141,10 @@ inline void convolve_row(const DepthwiseShape& s, const float* in, int stride, c
     }
 }
 
-// Adds to the gradients of taps (kernel kernel, period) those of one row; in as in convolve_row, grad one row of the
-// gradient of the output.
-inline void add_tap_gradients(const DepthwiseShape& s, const float* in, int stride, const float* grad, int pixels,
-                              float* grad_taps) {
+// Adds to the gradients of taps (kernel kernel, period) those of one row; in as in convolve_row, grad one row
+// of the gradient of the output.
+inline void add_tap_gradients(const DepthwiseShape& s, const float* in, int stride, const float* grad,
+                              int pixels, float* grad_taps) {
     const int period = s.period();
     const int count = pixels * s.channels;
     for (int first = 0; first < s.taps(); first += TILE_TAPS) {

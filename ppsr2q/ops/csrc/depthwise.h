@@ -1,5 +1,6 @@
-// The two operators that mix neighbours with a depth-wise convolution. What the convolution reads is quantized (and
-// normalized) into a plane in cache; backward computes it again from the input, which is all that is kept.
+// The two operators that mix neighbours with a depth-wise convolution. What the convolution reads is
+// quantized (and normalized) into a plane in cache; backward computes it again from the input, which is all
+// that is kept.
 #pragma once
 
 #include <atomic>
@@ -41,8 +42,8 @@ struct DepthwisePartials {
 
     explicit DepthwisePartials(const DepthwiseShape& s)
         : taps(0), bias(taps + s.taps() * s.period()), norm_weight(bias + s.period()),
-          norm_bias(norm_weight + padded(s.channels)), bounds(norm_bias + padded(s.channels)), size(bounds + 2),
-          tasks(s.tiles()), memory(tasks * size) {
+          norm_bias(norm_weight + padded(s.channels)), bounds(norm_bias + padded(s.channels)),
+          size(bounds + 2), tasks(s.tiles()), memory(tasks * size) {
         std::fill(memory.data(), memory.data() + tasks * size, 0.0f);
     }
 
@@ -88,8 +89,8 @@ struct GatedMixing {
         plane.fill(shape, tile, [&](int y, int column, int pixels, float* row) {
             const float* gate = x + offset(tile.image, y, column) + shape.channels;
             for (int first = 0; first < pixels; first += LANES) {
-                group.read(gate + first * 2 * shape.channels, 2 * shape.channels, std::min(LANES, pixels - first),
-                           norm.epsilon);
+                group.read(gate + first * 2 * shape.channels, 2 * shape.channels,
+                           std::min(LANES, pixels - first), norm.epsilon);
                 group.normalize(norm, quantizer, row + first * shape.channels);
             }
         });
@@ -103,7 +104,8 @@ inline bool gated_mixing_forward(const GatedMixing& in, float* y) {
     std::atomic<bool> finite(true);
     const int row_size = Plane::row_size(s.channels, 0);
     const std::size_t plane_size = Plane::size(s.channels, s.halo());
-    parallel_tasks(s.tiles(), plane_size + row_size + PixelGroup::size(s.channels), [&](std::int64_t task, float* p) {
+    const std::size_t scratch_size = plane_size + row_size + PixelGroup::size(s.channels);
+    parallel_tasks(s.tiles(), scratch_size, [&](std::int64_t task, float* p) {
         const ImageTile tile(s, task);
         const Plane gates(p, s.channels, s.halo());
         float* mixed = p + plane_size;
@@ -111,8 +113,8 @@ inline bool gated_mixing_forward(const GatedMixing& in, float* y) {
         in.fill_gates(tile, gates, group);
         vf watched = {};
         for (int row = 0; row < tile.rows; row++) {
-            convolve_row(s, gates.at(row - s.halo(), -s.halo()), gates.stride, taps.taps.data(), taps.bias.data(),
-                         tile.columns, mixed);
+            convolve_row(s, gates.at(row - s.halo(), -s.halo()), gates.stride, taps.taps.data(),
+                         taps.bias.data(), tile.columns, mixed);
             const std::int64_t first = in.offset(tile.image, tile.top + row, tile.left);
             for (int column = 0; column < tile.columns; column++) {
                 const float* value = in.x + first + column * 2 * s.channels;
@@ -134,7 +136,8 @@ inline bool gated_mixing_forward(const GatedMixing& in, float* y) {
 }
 
 // Gradients of everything from grad_y.
-inline void gated_mixing_backward(const GatedMixing& in, const float* grad_y, const DepthwiseGradients& grads) {
+inline void gated_mixing_backward(const GatedMixing& in, const float* grad_y,
+                                  const DepthwiseGradients& grads) {
     const DepthwiseShape& s = in.shape;
     const int channels = s.channels;
     const int halo = s.halo();
@@ -174,7 +177,8 @@ inline void gated_mixing_backward(const GatedMixing& in, const float* grad_y, co
                     const int count = channels - c;
                     vf derivative;
                     gelu(load_up_to(in.x + pixel + c, count), derivative);
-                    vf grad = load_up_to(grad_y + pixel / 2 + c, count) * load_up_to(row + i * channels + c, count);
+                    vf grad =
+                        load_up_to(grad_y + pixel / 2 + c, count) * load_up_to(row + i * channels + c, count);
                     store_up_to(grads.x + pixel + c, grad * derivative, count);
                 }
             }
@@ -189,8 +193,9 @@ inline void gated_mixing_backward(const GatedMixing& in, const float* grad_y, co
             for (int i = 0; i < tile.columns; i += LANES) {
                 const std::int64_t gate = first + i * 2 * channels + channels;
                 group.read(in.x + gate, 2 * channels, std::min(LANES, tile.columns - i), in.norm.epsilon);
-                group.normalize_backward(in.norm, in.quantizer, row + i * channels, grads.x + gate, 2 * channels,
-                                         partial + partials.norm_weight, partial + partials.norm_bias, bounds);
+                group.normalize_backward(in.norm, in.quantizer, row + i * channels, grads.x + gate,
+                                         2 * channels, partial + partials.norm_weight,
+                                         partial + partials.norm_bias, bounds);
             }
         }
         partial[partials.bounds] = sum(bounds.lower);
@@ -233,7 +238,8 @@ inline bool positional_gate_forward(const PositionalGate& in, float* y) {
     RepeatedTaps taps(s, in.weight, in.bias);
     std::atomic<bool> finite(true);
     const std::size_t plane_size = Plane::size(s.channels, s.halo());
-    parallel_tasks(s.tiles(), plane_size + Plane::row_size(s.channels, 0), [&](std::int64_t task, float* scratch) {
+    const std::size_t scratch_size = plane_size + Plane::row_size(s.channels, 0);
+    parallel_tasks(s.tiles(), scratch_size, [&](std::int64_t task, float* scratch) {
         const ImageTile tile(s, task);
         const Plane quantized(scratch, s.channels, s.halo());
         float* row = scratch + plane_size;
@@ -259,13 +265,15 @@ inline bool positional_gate_forward(const PositionalGate& in, float* y) {
 }
 
 // Gradients of everything from grad_y.
-inline void positional_gate_backward(const PositionalGate& in, const float* grad_y, const DepthwiseGradients& grads) {
+inline void positional_gate_backward(const PositionalGate& in, const float* grad_y,
+                                     const DepthwiseGradients& grads) {
     const DepthwiseShape& s = in.shape;
     const int channels = s.channels;
     const int halo = s.halo();
     RepeatedTaps taps(s, in.weight, in.bias);
     DepthwisePartials partials(s);
-    const std::size_t wide_size = Plane::size(channels, 2 * halo);  // gates of the halo need a halo of their own
+    // The convolution is needed in the halo too, and there reads a halo of its own.
+    const std::size_t wide_size = Plane::size(channels, 2 * halo);
     const std::size_t plane_size = Plane::size(channels, halo);
     const int row_size = Plane::row_size(channels, halo);
     parallel_tasks(s.tiles(), wide_size + plane_size + row_size, [&](std::int64_t task, float* scratch) {

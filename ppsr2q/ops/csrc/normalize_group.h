@@ -1,5 +1,5 @@
-// GELU, LayerNorm and a quantizer on as many pixels at a time as a vector has lanes: channels fill the lanes of the
-// elementwise work, pixels those of the statistics, so that no horizontal sum stands alone.
+// GELU, LayerNorm and a quantizer on as many pixels at a time as a vector has lanes: channels fill the lanes
+// of the elementwise work, pixels those of the statistics, so that no horizontal sum stands alone.
 #pragma once
 
 #include <cmath>
@@ -76,8 +76,8 @@ public:
         }
     }
 
-    // From grad (pixels, channels), the gradient of normalize's result: that of x (pixels stride apart), added those
-    // of the scale and the offset (channels, padded to vectors) and of the bounds.
+    // From grad (pixels, channels), the gradient of normalize's result: that of x (pixels stride apart),
+    // added those of the scale and the offset (channels, padded to vectors) and of the bounds.
     void normalize_backward(const Affine& norm, const Quantizer& quantizer, const float* grad, float* grad_x,
                             int stride, float* grad_scale, float* grad_offset, BoundGradients& bounds) {
         vf partial[LANES] = {};
@@ -110,7 +110,8 @@ public:
             for (int c = 0; c < channels_; c += LANES) {
                 const int at = i * width_ + c;
                 vf g = load(grad_ + at) - mean[i] - load(normalized_ + at) * mean_product[i];
-                store_up_to(grad_x + i * stride + c, g * inverse_deviation_[i] * load(derivative_ + at), channels_ - c);
+                store_up_to(grad_x + i * stride + c, g * inverse_deviation_[i] * load(derivative_ + at),
+                            channels_ - c);
             }
         }
     }

@@ -1,5 +1,6 @@
-// Vectors of float for every kernel, on GCC/Clang vector extensions: AVX-512, AVX2, SSE2 or NEON, as the compiler's
-// target has them. Elementary functions are accurate to a few ulp where they are not tiny; NaN survives them all.
+// Vectors of float for every kernel, on GCC/Clang vector extensions: AVX-512, AVX2, SSE2 or NEON, as the
+// compiler's target has them. Elementary functions are accurate to a few ulp where they are not tiny; NaN
+// survives them all.
 //
 // Compile with -O3 -ffp-contract=fast -fno-math-errno, never with -ffast-math.
 #pragma once
@@ -142,10 +143,12 @@ inline vf multiply_add(vf a, vf b, vf c) { return a * b + c; }
 
 constexpr float ROUNDING = 12582912.0f;  // 1.5 * 2^23: adding it leaves no bits for a fraction
 
-// Nearest integer, ties to even, for |x| < 2^22. x must not be a bare product: contraction skips its rounding.
+// Nearest integer, ties to even, for |x| < 2^22. x must not be a bare product: contraction skips its
+// rounding.
 inline vf round_half_even(vf x) { return (x + ROUNDING) - ROUNDING; }
 
-// x / y, correctly rounded, given inverse = 1 / y correctly rounded (Markstein's theorem: the remainder is exact).
+// x / y, correctly rounded, given inverse = 1 / y correctly rounded (Markstein's theorem: the remainder is
+// exact).
 inline vf divide(vf x, vf y, vf inverse) {
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
     vf quotient = x * inverse;
@@ -245,7 +248,7 @@ inline bool all_finite(vf watched) { return sum(watched) == 0.0f; }
 inline vf exp_in_range(vf x) {
     vf shifted = x * 1.44269504f + ROUNDING;  // its low bits hold n = round(x / ln 2)
     vf n = shifted - ROUNDING;
-    vf r = n * -0.693359375f + x;  // ln 2 in two parts (Cody and Waite): this one has few bits, n times it is exact
+    vf r = n * -0.693359375f + x;  // ln 2 in two parts (Cody and Waite), n times the first is exact
     r = n * 2.12194440e-4f + r;
     vf p = r * 1.384355863e-3f + 8.374236229e-3f;
     p = p * r + 4.166800746e-2f;
@@ -285,8 +288,9 @@ inline vf softplus(vf x) {
     return softplus(x, derivative);
 }
 
-// Distribution function of the standard normal, and its density: gelu(x) = x cdf, gelu'(x) = cdf + x density. The
-// tail is exp(-x^2 / 2) times a polynomial in t = 1 / (1 + 0.39 |x|), fitted to an absolute error of 1.2e-8.
+// Distribution function of the standard normal, and its density: gelu(x) = x cdf, gelu'(x) = cdf + x density.
+// The tail is exp(-x^2 / 2) times a polynomial in t = 1 / (1 + 0.39 |x|), fitted to an absolute error
+// of 1.2e-8.
 inline vf normal_cdf(vf x, vf& density) {
     vf magnitude = absolute(x);
     vf t = 1.0f / (magnitude * 0.39f + 1.0f);
@@ -364,8 +368,8 @@ struct BoundGradients {
     }
 };
 
-// Eq. 8 for a quantizer that is on: the gradient with respect to x, given x before quantization and the gradient
-// of x_q; adds to the gradients of the bounds. Lanes that must not count need grad = 0.
+// Eq. 8 for a quantizer that is on: the gradient with respect to x, given x before quantization and the
+// gradient of x_q; adds to the gradients of the bounds. Lanes that must not count need grad = 0.
 inline vf quantize_backward(const Quantizer& quantizer, vf x, vf grad, BoundGradients& bounds) {
     vf position = quantizer.position(x);
     vf rounding = grad * ((round_half_even(position) - position) * quantizer.inverse_levels);

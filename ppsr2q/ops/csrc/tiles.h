@@ -1,20 +1,22 @@
-// Products of the small matrices of one window, held in registers tile by tile. Matrices are [channel][token], tokens
-// being columns; rows are queries, BLOCK_ROWS at a time.
+// Products of the small matrices of one window, held in registers tile by tile. Matrices are
+// [channel][token], tokens being columns; rows are queries, BLOCK_ROWS at a time.
 #pragma once
 
 #include "simd.h"
 
 namespace ppsr2q {
 
-constexpr int BLOCK_ROWS = 8;                      // queries whose scores are held at a time
-constexpr int TILE_VECTORS = 4;                    // vectors of keys a tile of outer products, times two others
-constexpr int TILE_ROWS = LANES == 4 ? 2 : 4;      // queries a tile of inner products
-constexpr int TILE_CHANNELS = LANES / TILE_ROWS;   // one tile of row sums fills one vector
-constexpr int COLUMN_MULTIPLE = TILE_VECTORS * LANES;        // what the number of columns must be a multiple of
+constexpr int BLOCK_ROWS = 8;                  // queries whose scores are held at a time
+constexpr int TILE_VECTORS = 4;                // vectors of keys a tile of outer products, times two others
+constexpr int TILE_ROWS = LANES == 4 ? 2 : 4;  // queries a tile of inner products
+constexpr int TILE_CHANNELS = LANES / TILE_ROWS;       // one tile of row sums fills one vector
+constexpr int COLUMN_MULTIPLE = TILE_VECTORS * LANES;  // what the number of columns must be a multiple of
 
-// rows[r][j] = start(r, j) + sum over c of a[c][r] b[c][j], for BLOCK_ROWS rows; a and b have columns columns.
+// rows[r][j] = start(r, j) + sum over c of a[c][r] b[c][j], for BLOCK_ROWS rows; a and b have columns
+// columns.
 template <class Start>
-inline void outer_products(const float* a, const float* b, int depth, int columns, const Start& start, float* rows) {
+inline void outer_products(const float* a, const float* b, int depth, int columns, const Start& start,
+                           float* rows) {
     for (int r = 0; r < BLOCK_ROWS; r += 2) {
         for (int j = 0; j < columns; j += TILE_VECTORS * LANES) {
             vf sums[2][TILE_VECTORS];

@@ -1,4 +1,5 @@
-// Where attention finds its operands: windows of the rolled image, their masks, and the relative position biases.
+// Where attention finds its operands: windows of the rolled image, their masks, and the relative position
+// biases.
 #pragma once
 
 #include <algorithm>
@@ -32,8 +33,8 @@ struct AttentionShape {
 
 // ---------------------------------------------------------------- bias
 
-// The bias of query (iy, ix) over all keys in raster order is one contiguous piece of strip ix: with the strip's rows in
-// descending order of iy - jy, it begins at row window - 1 - iy.
+// The bias of query (iy, ix) over all keys in raster order is one contiguous piece of strip ix: with the
+// strip's rows in descending order of iy - jy, it begins at row window - 1 - iy.
 inline int bias_offset(const AttentionShape& s, int query) {
     const int iy = query / s.window;
     const int ix = query % s.window;
@@ -105,7 +106,8 @@ struct Window {
 
     int region(int token) const {
         const int border = s.window - s.shift;
-        return (last_row && token / s.window >= border ? 2 : 0) + (last_column && token % s.window >= border ? 1 : 0);
+        return (last_row && token / s.window >= border ? 2 : 0) +
+               (last_column && token % s.window >= border ? 1 : 0);
     }
 
     // mask[region of the query][key]: what is added to a score; 4 x columns.
@@ -118,8 +120,8 @@ struct Window {
         }
     }
 
-    // body(token, first, count) for runs of up to LANES tokens in one row of the window: first[i] is where the channels
-    // of the head of token + i begin.
+    // body(token, first, count) for runs of up to LANES tokens in one row of the window: first[i] is where
+    // the channels of the head of token + i begin.
     template <class Body>
     void for_each_run(int head, const Body& body) const {
         const std::int64_t channels = static_cast<std::int64_t>(s.heads) * s.head_dim;
@@ -137,7 +139,8 @@ struct Window {
         }
     }
 
-    // One head of x, times scale, into a matrix (depth, columns); what lies beyond the head or the window is 0.
+    // One head of x, times scale, into a matrix (depth, columns); what lies beyond the head or the window is
+    // 0.
     void gather(const float* x, int head, float scale, float* matrix) const {
         if (s.matrix() != s.head_dim * s.tokens()) {
             std::fill(matrix, matrix + s.matrix(), 0.0f);
@@ -173,9 +176,10 @@ struct Window {
     }
 };
 
-// Quantizes a gathered matrix; what lies beyond the head or the window stays 0. matrix and quantized may be the same.
-// What it returns is for all_finite.
-inline vf quantize_matrix(const AttentionShape& s, const Quantizer& quantizer, const float* matrix, float* quantized) {
+// Quantizes a gathered matrix; what lies beyond the head or the window stays 0. matrix and quantized may be
+// the same. What it returns is for all_finite.
+inline vf quantize_matrix(const AttentionShape& s, const Quantizer& quantizer, const float* matrix,
+                          float* quantized) {
     vf watched = {};
     for (int c = 0; c < s.depth(); c++) {
         for (int i = 0; i < s.columns(); i += LANES) {
@@ -188,9 +192,10 @@ inline vf quantize_matrix(const AttentionShape& s, const Quantizer& quantizer, c
     return watched;
 }
 
-// From the gradient of a quantized matrix that of the matrix, times scale, in place; returns those of the bounds.
-inline BoundGradients unquantize_gradient(const AttentionShape& s, const Quantizer& quantizer, const float* matrix,
-                                          float scale, float* grad) {
+// From the gradient of a quantized matrix that of the matrix, times scale, in place; returns those of the
+// bounds.
+inline BoundGradients unquantize_gradient(const AttentionShape& s, const Quantizer& quantizer,
+                                          const float* matrix, float scale, float* grad) {
     BoundGradients bounds;
     for (int i = 0; i < s.matrix(); i += LANES) {
         vf g = load(grad + i);

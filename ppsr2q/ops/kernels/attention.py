@@ -64,7 +64,8 @@ class _WindowAttention(paddle.autograd.PyLayer):
         grad_bounds = paddle.empty([4, 2])
         run = native.function("window_attention_backward", *_COMMON, *(POINTER,) * 7)
         status = run(*_arguments(tensors, bounds, ctx.call), pointer(statistics), pointer(grad),
-                     *map(pointer, grads[:3]), pointer(grads[3]) if ctx.needs[3] else None, pointer(grad_bounds))
+                     *map(pointer, grads[:3]), pointer(grads[3] if ctx.needs[3] else None),
+                     pointer(grad_bounds))
         native.check(status, "window_attention", {})
         grads += list(grad_bounds)
         present = [True] * 4 + [b is not None for b in bounds]

@@ -77,7 +77,8 @@ class _Depthwise(paddle.autograd.PyLayer):
         grads = [paddle.empty_like(tensors[0])]
         grads += [paddle.empty_like(t) if needed else None for t, needed in zip(tensors[1:], ctx.needs[2:])]
         run = _function(call.operator, "backward", 2 + len(tensors))
-        status = run(*_arguments(tensors, bounds, call), pointer(grad), *map(pointer, grads), pointer(grad_bounds))
+        outputs = map(pointer, (*grads, grad_bounds))
+        status = run(*_arguments(tensors, bounds, call), pointer(grad), *outputs)
         native.check(status, call.operator.name, {})
         return tuple(g if needed else None
                      for g, needed, present in zip((grad_bounds, *grads), ctx.needs, ctx.present) if present)
@@ -87,7 +88,8 @@ def _run(operator, x, norm, conv, size):
     bounds, bits = point_arguments(input_point(conv))
     weight = weight_of(conv)
     tensors = (x,) + ((norm.weight, norm.bias) if norm is not None else ()) + (weight, conv.bias)
-    call = _Call(operator, tuple(size), weight.shape[0], weight.shape[-1], getattr(norm, "_epsilon", 0.0), bits)
+    epsilon = getattr(norm, "_epsilon", 0.0)
+    call = _Call(operator, tuple(size), weight.shape[0], weight.shape[-1], epsilon, bits)
     _check(call, x, weight)
     bounds, tensors = native.contiguous(bounds), tuple(map(native.contiguous, tensors))
     if native.needs_gradient(bounds, *tensors):
@@ -97,8 +99,8 @@ def _run(operator, x, norm, conv, size):
 
 def _check(call, x, weight):
     if list(weight.shape) != [call.channels, 1, call.kernel, call.kernel] or call.kernel % 2 == 0:
-        raise ValueError(f"{call.operator.name}: the convolution must be depth-wise with an odd square kernel, "
-                         f"got a weight of shape {list(weight.shape)}")
+        raise ValueError(f"{call.operator.name}: the convolution must be depth-wise with an odd square "
+                         f"kernel, got a weight of shape {list(weight.shape)}")
     expected = [call.size[0] * call.size[1], call.operator.x_channels * call.channels]
     if x.ndim != 3 or list(x.shape[1:]) != expected:
         raise ValueError(f"{call.operator.name}: x must have shape [B, {expected[0]}, {expected[1]}], "
