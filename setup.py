@@ -23,6 +23,7 @@ setup(
         # Paddle 3.3.1 reads shape-[1] tensors in a way that numpy 2.4 no longer allows
         "numpy<2.4",
         "opencv-python-headless",
+        "pillow",
         "pyyaml",
         "scikit-image",
         "safetensors",

@@ -13,7 +13,7 @@ from paddle import nn
 from paddle.nn import functional as F
 
 from ppsr2q import ops
-from ppsr2q.models.parts import RGB_MEAN, Operation, pad_symmetric, to_image, to_tokens
+from ppsr2q.models.parts import RGB_MEAN, Operation, as_graph_block, pad_symmetric, to_image, to_tokens
 
 CHANNELS = 48
 STATES = 8
@@ -213,6 +213,8 @@ class MambaIRv2Light(nn.Layer):
         return paddle.to_tensor(-np.log(rng.standard_exponential(shape, dtype=np.float32)))
 
     def _run(self, layer, tokens, size, noise):
+        if not paddle.in_dynamic_mode():
+            return as_graph_block(lambda x: layer(x, size), tokens)
         if self.recompute and paddle.is_grad_enabled() and not tokens.stop_gradient:
             from paddle.distributed.fleet.utils import recompute
             return recompute(layer, tokens, size, noise)

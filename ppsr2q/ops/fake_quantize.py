@@ -1,6 +1,7 @@
 """The uniform fake quantizer of SPR²Q: Eq. 1 forward, Eq. 8 backward (also 2DQuant's)."""
 from __future__ import annotations
 
+import numpy as np
 import paddle
 
 from ppsr2q.ops import dispatch
@@ -21,6 +22,13 @@ def codes(x: paddle.Tensor, bounds: paddle.Tensor, bits: int) -> paddle.Tensor:
 def quantize_dequantize(x: paddle.Tensor, bounds: paddle.Tensor, bits: int) -> paddle.Tensor:
     """Eq. 1 in plain Paddle operators, without a gradient for the bounds: x_q = r s + a."""
     return codes(x, bounds, bits) * ((bounds[1] - bounds[0]) / levels(bits)) + bounds[0]
+
+
+def quantize_dequantize_constant(x: paddle.Tensor, lower: float, upper: float, bits: int) -> paddle.Tensor:
+    """Eq. 1 with bounds that are numbers: the few operators an exported graph needs."""
+    step = float((np.float32(upper) - np.float32(lower)) / np.float32(levels(bits)))
+    position = paddle.round((paddle.clip(x, lower, upper) - lower) / step)
+    return paddle.scale(position, step, lower)
 
 
 class _FakeQuantizeReference(paddle.autograd.PyLayer):
@@ -45,8 +53,6 @@ class _FakeQuantizeReference(paddle.autograd.PyLayer):
 
 def fake_quantize_reference(x: paddle.Tensor, bounds: paddle.Tensor, bits: int) -> paddle.Tensor:
     """Pure-Paddle :func:`fake_quantize`."""
-    if not paddle.in_dynamic_mode():  # a graph that is being exported needs no gradient
-        return quantize_dequantize(x, bounds, bits)
     return _FakeQuantizeReference.apply(x, bounds, bits)
 
 

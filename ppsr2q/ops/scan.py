@@ -9,54 +9,55 @@ from paddle.nn import functional as F
 from ppsr2q.ops import dispatch
 from ppsr2q.ops.points import QuantPoint, quantize
 
-_DOUBLINGS = 6
-_CHUNK = 2**_DOUBLINGS
-_EXPORT_LEVELS = 4  # an exported graph has a fixed depth: 64^4 tokens, an image of 4096 x 4096
+_CHUNK_DOUBLINGS = 8
+_CHUNK = 2**_CHUNK_DOUBLINGS
 
 
-def _shift(x, steps, fill):
-    """x moved ``steps`` later along axis 2, the start filled with ``fill``."""
-    return paddle.concat([paddle.full_like(x[:, :, :steps], fill), x[:, :, :-steps]], axis=2)
-
-
-def _scan_chunks(decay, increment):
-    """Hillis-Steele doubling inside chunks of axis 1 of (B, L, F): (B, chunks, _CHUNK, F) products and states."""
-    length = decay.shape[1]
-    padding = (length + _CHUNK - 1) // _CHUNK * _CHUNK - length
-    decay = F.pad(decay, [0, padding], value=1.0, data_format="NLC")
-    state = F.pad(increment, [0, padding], value=0.0, data_format="NLC")
-    decay = decay.reshape([-1, (length + padding) // _CHUNK, _CHUNK, decay.shape[2]])
-    state = state.reshape([-1, (length + padding) // _CHUNK, _CHUNK, state.shape[2]])
-    for doubling in range(_DOUBLINGS):
-        steps = 2**doubling
+def _doubling(decay, state, doublings):
+    """Hillis-Steele scan of pairs (decay, increment) along axis 1 of (B, L, F), L <= 2**doublings."""
+    for i in range(doublings):
+        steps = 2**i
         state = state + decay * _shift(state, steps, 0.0)
         decay = decay * _shift(decay, steps, 1.0)
     return decay, state
 
 
-def _recurrence(decay, increment, levels):
-    """h_t = decay_t h_{t-1} + increment_t, h_0 = 0, along axis 1 of (B, L, F), L <= _CHUNK**levels: inside chunks, then
-    over the ends of chunks, and so on; on the way back every chunk gets the state before it."""
-    scanned = []
-    for _ in range(levels):
-        scanned.append((decay.shape[1], _scan_chunks(decay, increment)))
-        decay, increment = scanned[-1][1][0][:, :, -1], scanned[-1][1][1][:, :, -1]
-    length, (_, state) = scanned[-1]
-    ends = state.flatten(1, 2)[:, :length]
-    for length, (products, state) in scanned[-2::-1]:
-        before = paddle.concat([paddle.zeros_like(ends[:, :1]), ends[:, :-1]], axis=1)
-        ends = (state + products * before.unsqueeze(2)).flatten(1, 2)[:, :length]
-    return ends
+def _shift(x, steps, fill):
+    """x moved ``steps`` later along axis 1, the start filled with ``fill``."""
+    return F.pad(x, [steps, 0], value=fill, data_format="NLC")[:, :-steps]
 
 
-def _recurrence_of_states(decay, increment, levels=None):
-    """:func:`_recurrence` over (B, L, D, N), as deep as L needs."""
-    length, channels, states = decay.shape[1:]
-    if levels is None:
-        levels = 1
-        while _CHUNK**levels < length:
-            levels += 1
-    return _recurrence(decay.flatten(2), increment.flatten(2), levels).reshape([-1, length, channels, states])
+def _recurrence(decay, increment):
+    """h_t = decay_t h_{t-1} + increment_t, h_0 = 0, along axis 1 of (B, L, D, N): inside chunks, then over the ends of
+    chunks, whose states are handed to the chunks after them."""
+    batch, length, channels, states = decay.shape
+    features, padding = channels * states, (-length) % _CHUNK
+    decay = F.pad(decay.flatten(2), [0, padding], value=1.0, data_format="NLC").reshape([-1, _CHUNK, features])
+    state = F.pad(increment.flatten(2), [0, padding], value=0.0, data_format="NLC").reshape([-1, _CHUNK, features])
+    decay, state = _doubling(decay, state, _CHUNK_DOUBLINGS)
+    _, ends = _doubling(decay[:, -1].reshape([batch, -1, features]), state[:, -1].reshape([batch, -1, features]),
+                        max((length - 1) // _CHUNK, 0).bit_length())
+    before = F.pad(ends, [1, 0], value=0.0, data_format="NLC")[:, :-1]
+    state = state + decay * before.reshape([-1, 1, features])
+    return state.reshape([batch, -1, channels, states])[:, :length]
+
+
+def _recurrence_in_graph(decay, increment):
+    """:func:`_recurrence` for an exported graph, whose L is not known: doubling as a loop of few operators."""
+    length = decay.shape[1]
+    position = paddle.arange(length)
+
+    def double(steps, decay, state):
+        source = position - steps
+        kept = (source >= 0).astype("float32").unsqueeze(-1)
+        source = paddle.clip(source, min=0)
+        state = state + decay * paddle.index_select(state, source, axis=1) * kept
+        decay = decay * (paddle.index_select(decay, source, axis=1) * kept + (1 - kept))
+        return steps * 2, decay, state
+
+    _, _, states = paddle.static.nn.while_loop(lambda steps, *_: steps < length, double,
+                                               [paddle.full([1], 1, "int64"), decay.flatten(2), increment.flatten(2)])
+    return states.reshape([decay.shape[0], -1] + list(decay.shape[2:]))
 
 
 class _LinearRecurrence(paddle.autograd.PyLayer):
@@ -64,7 +65,7 @@ class _LinearRecurrence(paddle.autograd.PyLayer):
 
     @staticmethod
     def forward(ctx, decay, increment):
-        states = _recurrence_of_states(decay, increment)
+        states = _recurrence(decay, increment)
         ctx.save_for_backward(decay, states)
         ctx.needed = (not decay.stop_gradient, not increment.stop_gradient)
         return states
@@ -73,7 +74,7 @@ class _LinearRecurrence(paddle.autograd.PyLayer):
     def backward(ctx, grad):
         decay, states = ctx.saved_tensor()
         next_decay = paddle.concat([decay[:, 1:], paddle.zeros_like(decay[:, :1])], axis=1)
-        reversed_grad = _recurrence_of_states(paddle.flip(next_decay, [1]), paddle.flip(grad, [1]))
+        reversed_grad = _recurrence(paddle.flip(next_decay, [1]), paddle.flip(grad, [1]))
         grad_increment = paddle.flip(reversed_grad, [1])
         previous = paddle.concat([paddle.zeros_like(states[:, :1]), states[:, :-1]], axis=1)
         grads = (grad_increment * previous, grad_increment)
@@ -86,10 +87,8 @@ def selective_scan_reference(u, delta, A, B, C, D, delta_bias, state_point=None,
     step = F.relu(x) + paddle.log(1 + paddle.exp(-paddle.abs(x)))  # softplus without a threshold, exportable
     decay = paddle.exp(step.unsqueeze(-1) * A)
     increment = (step * u).unsqueeze(-1) * B.unsqueeze(2)
-    if paddle.in_dynamic_mode():
-        states = _LinearRecurrence.apply(decay, increment)
-    else:
-        states = _recurrence_of_states(decay, increment, _EXPORT_LEVELS)
+    recurrence = _LinearRecurrence.apply if paddle.in_dynamic_mode() else _recurrence_in_graph
+    states = recurrence(decay, increment)
     y = paddle.matmul(quantize(states, state_point), C.unsqueeze(-1)).squeeze(-1) + D * u
     return (y, states) if return_states else y
 

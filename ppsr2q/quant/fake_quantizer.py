@@ -2,13 +2,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable, Optional
+from typing import Callable, Optional, Tuple
 
 import numpy as np
 import paddle
 
 from ppsr2q import ops
-from ppsr2q.ops.fake_quantize import levels
+from ppsr2q.ops.fake_quantize import levels, quantize_dequantize_constant
 
 MIN_RELATIVE_WIDTH = 1e-3  # b - a never falls below this share of the searched range (relative bounds)
 MIN_WIDTH = 1e-6  # nor below this (absolute bounds)
@@ -52,6 +52,7 @@ class FakeQuantizer(ops.QuantPoint):
 
     Attributes:
         bounds: float32 [2] parameter, (a, b), or (a, b)/R0 when relative.
+        constant_bounds: the bounds as numbers, for an exported graph (``fix_bounds``).
         observer: while a range search runs, called as ``observer(self, x) -> x`` instead of quantizing.
     """
 
@@ -65,6 +66,7 @@ class FakeQuantizer(ops.QuantPoint):
         self.one_sided = one_sided
         self.fixed = fixed
         self.observer: Optional[Callable] = None
+        self.constant_bounds: Optional[Tuple[float, float]] = None
         self.bounds = self.create_parameter([2], default_initializer=paddle.nn.initializer.Constant(float("nan")))
         self.register_buffer("unit", paddle.ones([1]))
         if fixed is not None:
@@ -106,7 +108,15 @@ class FakeQuantizer(ops.QuantPoint):
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         if self.observer is not None:
             return self.observer(self, x)
+        if not paddle.in_dynamic_mode():  # a graph is being exported
+            return quantize_dequantize_constant(x, *self.constant_bounds, self.bits)
         return ops.fake_quantize(x, self.effective_bounds(), self.bits)
+
+
+def fix_bounds(quantizers) -> None:
+    """Note the bounds as numbers, which an exported graph will hold."""
+    for quantizer in quantizers:
+        quantizer.constant_bounds = tuple(float(bound) for bound in quantizer.effective_bounds().numpy())
 
 
 def keep_open(quantizers) -> int:

@@ -50,10 +50,15 @@ def _leave(message: str, code: int) -> None:
 
 
 def configure(arguments: argparse.Namespace) -> Config:
-    """Read the config, and prepare Paddle for it (device and seed)."""
+    """Read the config, and prepare Paddle for it."""
     config = load_config(arguments.config, arguments.override)
+    prepare(config)
+    return config
+
+
+def prepare(config: Config) -> None:
+    """Device and seed of a config."""
     from ppsr2q import ops  # noqa: F401  settles the environment before Paddle is imported
     from ppsr2q.core.device import seed_everything, select_device
     select_device(config.device)
     seed_everything(config.seed)
-    return config

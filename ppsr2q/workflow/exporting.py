@@ -12,7 +12,8 @@ from paddle import nn
 from ppsr2q.core.config import Config
 from ppsr2q.core.errors import ParityError
 from ppsr2q.core.files import load_artifact, save_artifact
-from ppsr2q.quant import get_bounds
+from ppsr2q.quant import get_bounds, named_quantizers
+from ppsr2q.quant.fake_quantizer import fix_bounds
 from ppsr2q.spr2q.fuse import FUSED_KIND, fuse, fused_state
 from ppsr2q.spr2q.rectifier import freeze_gates
 from ppsr2q.spr2q.routing_table import TABLE_KIND, load_table
@@ -65,11 +66,12 @@ def _difference(one: nn.Layer, other, sizes) -> float:
 
 
 def save_inference_model(network: nn.Layer, prefix: Path) -> None:
-    """Paddle inference model with dynamic batch, height and width: ``<prefix>.json`` (or ``.pdmodel``) and
+    """Paddle inference model for one image of any height and width: ``<prefix>.json`` (or ``.pdmodel``) and
     ``<prefix>.pdiparams``."""
     prefix.parent.mkdir(parents=True, exist_ok=True)
-    spec = [paddle.static.InputSpec([None, 3, None, None], "float32", "lr")]
-    paddle.jit.save(paddle.jit.to_static(network, input_spec=spec), str(prefix))
+    fix_bounds(named_quantizers(network).values())
+    spec = [paddle.static.InputSpec([1, 3, None, None], "float32", "lr")]
+    paddle.jit.save(paddle.jit.to_static(network, input_spec=spec, full_graph=True), str(prefix))
 
 
 def export(config: Config, config_path: str, inference: bool = True) -> Exported:
