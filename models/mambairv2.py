@@ -85,12 +85,10 @@ class SelectiveScan(nn.Layer):
         were trained so.
         """
         points = self.points
-        u = points.u(u)
-        projected = paddle.matmul(u, points.x_proj_weight(self.x_proj_weight)[0], transpose_y=True)
-        dt, B, C = paddle.split(projected, [DT_RANK, STATES, STATES], axis=-1)
-        delta = paddle.matmul(points.dt(dt), points.dt_projs_weight(self.dt_projs_weight)[0], transpose_y=True)
-        return ops.selective_scan(u, points.delta(delta), points.A(-paddle.exp(self.A_logs)), points.B(B),
-                                  points.C(C + prompt), self.Ds, points.dt_bias(self.dt_projs_bias[0]), points.states)
+        return ops.state_space(u, prompt, points.x_proj_weight(self.x_proj_weight)[0],
+                               points.dt_projs_weight(self.dt_projs_weight)[0],
+                               points.A(-paddle.exp(self.A_logs)), self.Ds, points.dt_bias(self.dt_projs_bias[0]),
+                               points)
 
 
 class AttentiveStateSpace(nn.Layer):

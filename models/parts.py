@@ -43,7 +43,7 @@ def as_graph_block(function: Callable[[paddle.Tensor], paddle.Tensor], x: paddle
     one block takes minutes to start, in twenty blocks a second.
     """
     _, y = paddle.static.nn.while_loop(lambda turn, _: turn < 1, lambda turn, x: (turn + 1, function(x)),
-                                       [paddle.zeros([1], "int64"), x])
+                                       [paddle.zeros([1], "int64"), paddle.assign(x)])  # the loop may reuse its input
     return y
 
 

@@ -7,12 +7,13 @@ import paddle
 
 from ppsr2q.ops import dispatch
 from ppsr2q.ops.points import QuantPoints, quantize
-from ppsr2q.ops.scan import selective_scan_reference
+from ppsr2q.ops.scan import selective_scan, selective_scan_reference
 
 POINTS = ("u", "dt", "delta", "B", "C", "states")
 
 
-def state_space_reference(u, prompt, x_proj_weight, dt_proj_weight, A, D, dt_bias, points=None):
+def state_space_reference(u, prompt, x_proj_weight, dt_proj_weight, A, D, dt_bias, points=None,
+                          scan=selective_scan_reference):
     """Pure-Paddle :func:`state_space`."""
     point = {name: getattr(points, name, None) for name in POINTS}
     u = quantize(u, point["u"])
@@ -20,8 +21,8 @@ def state_space_reference(u, prompt, x_proj_weight, dt_proj_weight, A, D, dt_bia
     rank, states = dt_proj_weight.shape[1], A.shape[1]
     dt, B, C = paddle.split(projected, [rank, states, states], axis=-1)
     delta = paddle.matmul(quantize(dt, point["dt"]), dt_proj_weight, transpose_y=True)
-    return selective_scan_reference(u, quantize(delta, point["delta"]), A, quantize(B, point["B"]),
-                                    quantize(C + prompt, point["C"]), D, dt_bias, point["states"])
+    return scan(u, quantize(delta, point["delta"]), A, quantize(B, point["B"]), quantize(C + prompt, point["C"]), D,
+                dt_bias, point["states"])
 
 
 def state_space(u: paddle.Tensor, prompt: paddle.Tensor, x_proj_weight: paddle.Tensor, dt_proj_weight: paddle.Tensor,
@@ -46,4 +47,4 @@ def state_space(u: paddle.Tensor, prompt: paddle.Tensor, x_proj_weight: paddle.T
     if dispatch.serves("state_space", tensors, used):
         from ppsr2q.ops import kernels
         return kernels.state_space(*tensors, points=points)
-    return state_space_reference(*tensors, points=points)
+    return state_space_reference(*tensors, points=points, scan=selective_scan)
