@@ -1,4 +1,4 @@
-"""``python -m ppsr2q.ops``: which operators a kernel serves on this machine, and why not where it does not."""
+"""``python -m ppsr2q.ops``: which operators a kernel serves on this machine, and why not all."""
 from __future__ import annotations
 
 import sys
@@ -18,11 +18,12 @@ def report() -> str:
     rows = [("operator", "served by", "why, or where the reference steps in")]
     for operator in dispatch.ARGUMENTS:
         reason = dispatch.why_reference(operator)
-        rows.append((operator, "reference", reason) if reason else (operator, "kernel", dispatch.limits(operator)))
+        served_by = "reference" if reason else "kernel"
+        rows.append((operator, served_by, reason or dispatch.limits(operator)))
     widths = [max(len(row[i]) for row in rows) for i in range(2)]
     lines += [f"{row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]}".rstrip() for row in rows]
-    lines += ["", "Every kernel takes float32 tensors on the CPU outside of traced graphs and range searches; anything "
-              "else goes to the reference."]
+    lines += ["", "Every kernel takes float32 tensors on the CPU outside of traced graphs and range "
+              "searches; anything else goes to the reference."]
     return "\n".join(lines)
 
 

@@ -30,8 +30,8 @@ _policy: Union[str, frozenset] = "auto"
 
 @contextlib.contextmanager
 def use(policy: Union[str, Iterable[str]]) -> Iterator[None]:
-    """Within the block: ``"auto"`` (kernels where they serve), ``"reference"`` (none), or a set of operator names
-    (kernels for these, which must be available, and references for all others)."""
+    """Within the block: ``"auto"`` (kernels where they serve), ``"reference"`` (none), or a set of operator
+    names (kernels for these, which must be available, and references for all others)."""
     global _policy
     if isinstance(policy, str):
         if policy not in ("auto", "reference"):

@@ -1,7 +1,7 @@
-"""Compiles the CPU kernels (``csrc/``) for this machine on first use, keeps them in a cache, loads them with ctypes.
+"""Compiles the CPU kernels (``csrc/``) for this machine on first use, caches them, loads them with ctypes.
 
-The kernels know nothing of Paddle: one plain C interface serves every Paddle version. Only the OpenMP runtime is
-shared with Paddle (libiomp5 of its wheel), because two of them in one process would fight over the cores.
+The kernels know nothing of Paddle: one plain C interface serves every Paddle version. Only the OpenMP runtime
+is shared with Paddle (libiomp5 of its wheel), because two of them in one process would fight over the cores.
 """
 from __future__ import annotations
 
@@ -71,11 +71,12 @@ def paddle_openmp() -> Optional[Path]:
 def _run(command: Sequence[str]) -> None:
     result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if result.returncode:
-        raise KernelsUnavailable(f"{' '.join(command)} failed with code {result.returncode}:\n{result.stdout[-2000:]}")
+        raise KernelsUnavailable(
+            f"{' '.join(command)} failed with code {result.returncode}:\n{result.stdout[-2000:]}")
 
 
 def build(output: Path, target: Sequence[str]) -> None:
-    """Compile ``csrc/`` into the shared library ``output`` for ``target`` (flags such as ``-march=x86-64-v3``).
+    """Compile ``csrc/`` into the shared library ``output`` for ``target`` (flags: ``-march=x86-64-v3``).
 
     Compiling and linking are two steps so that GCC does not add its own OpenMP runtime to Paddle's.
     """
@@ -106,7 +107,8 @@ def _cpu_features() -> str:
 def build_key() -> str:
     """Hash of everything that the library depends on: sources, compiler, flags, processor, Paddle."""
     compiler = find_compiler()
-    version = subprocess.run([compiler, "--version"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    version = subprocess.run([compiler, "--version"], stdout=subprocess.PIPE,
+                             stderr=subprocess.STDOUT, text=True)
     parts = [compiler, version.stdout, " ".join([*OPTIMIZATION, *native_target()]), _cpu_features(),
              paddle.__version__, str(paddle_openmp())]
     for source in sorted(SOURCES.iterdir()):
@@ -129,7 +131,7 @@ def _build_into_cache(path: Path, key: str) -> None:
 
 
 def _open_cached(path: Path, key: str) -> Optional[ctypes.CDLL]:
-    """The cached library; None when there is none, or when it is damaged (loading such a file could crash)."""
+    """The cached library; None when there is none or it is damaged (loading such a file could crash)."""
     try:
         content = path.read_bytes()
         if content[-_DIGEST_SIZE:] != _digest(key, content[:-_DIGEST_SIZE]):
@@ -162,7 +164,8 @@ def load_or_build(folder: Path) -> ctypes.CDLL:
                 _build_into_cache(path, key)
                 library = _open_cached(path, key)
     except (OSError, UserError) as error:
-        raise KernelsUnavailable(f"cannot write the kernel cache {folder} ({error}): set PPSR2Q_CACHE") from error
+        raise KernelsUnavailable(
+            f"cannot write the kernel cache {folder} ({error}): set PPSR2Q_CACHE") from error
     if library is None:
         raise KernelsUnavailable(f"{path} was built but cannot be loaded")
     return library
@@ -254,7 +257,8 @@ def check(status: int, operator: str, tensors: Mapping[str, paddle.Tensor],
         raise ValueError(f"{operator}: an index is out of range")
     if status >= _FIRST_BAD_BOUNDS:
         name, value = list(bounds.items())[status - _FIRST_BAD_BOUNDS]
-        raise ValueError(f"{operator}: quantizer {name!r} needs finite bounds (a, b) with a < b, got {value.tolist()}")
+        raise ValueError(
+            f"{operator}: quantizer {name!r} needs finite bounds (a, b) with a < b, got {value.tolist()}")
     if status == _UNSUPPORTED:
         raise ValueError(f"{operator}: a size is not compiled into the kernel")
     if status == _NOT_FINITE:

@@ -1,4 +1,4 @@
-"""The state space model around the selective scan, as MambaIRv2 has it: projections, prompt, quantizers, scan."""
+"""The state space model of MambaIRv2 around the selective scan: projections, prompt, quantizers."""
 from __future__ import annotations
 
 from typing import Optional
@@ -12,23 +12,27 @@ from ppsr2q.ops.scan import selective_scan, selective_scan_reference
 POINTS = ("u", "dt", "delta", "B", "C", "states")
 
 
-def state_space_reference(u, prompt, x_proj_weight, dt_proj_weight, A, D, dt_bias, points=None,
-                          scan=selective_scan_reference):
-    """Pure-Paddle :func:`state_space`."""
+def _state_space(scan, u, prompt, x_proj_weight, dt_proj_weight, A, D, dt_bias, points):
     point = {name: getattr(points, name, None) for name in POINTS}
     u = quantize(u, point["u"])
     projected = paddle.matmul(u, x_proj_weight, transpose_y=True)
     rank, states = dt_proj_weight.shape[1], A.shape[1]
     dt, B, C = paddle.split(projected, [rank, states, states], axis=-1)
     delta = paddle.matmul(quantize(dt, point["dt"]), dt_proj_weight, transpose_y=True)
-    return scan(u, quantize(delta, point["delta"]), A, quantize(B, point["B"]), quantize(C + prompt, point["C"]), D,
-                dt_bias, point["states"])
+    return scan(u, quantize(delta, point["delta"]), A, quantize(B, point["B"]),
+                quantize(C + prompt, point["C"]), D, dt_bias, point["states"])
 
 
-def state_space(u: paddle.Tensor, prompt: paddle.Tensor, x_proj_weight: paddle.Tensor, dt_proj_weight: paddle.Tensor,
-                A: paddle.Tensor, D: paddle.Tensor, dt_bias: paddle.Tensor,
+def state_space_reference(u, prompt, x_proj_weight, dt_proj_weight, A, D, dt_bias, points=None):
+    """Pure-Paddle :func:`state_space`."""
+    return _state_space(selective_scan_reference, u, prompt, x_proj_weight, dt_proj_weight, A, D, dt_bias, points)
+
+
+def state_space(u: paddle.Tensor, prompt: paddle.Tensor, x_proj_weight: paddle.Tensor,
+                dt_proj_weight: paddle.Tensor, A: paddle.Tensor, D: paddle.Tensor, dt_bias: paddle.Tensor,
                 points: Optional[QuantPoints] = None) -> paddle.Tensor:
-    """[dt, B, C] = Q(u) x_projᵀ, delta = Q(dt) dt_projᵀ, and the selective scan of Q(u), Q(delta), A, Q(B), Q(C + prompt).
+    """Selective scan of Q(u), Q(delta), A, Q(B), Q(C + prompt); [dt, B, C] = Q(u) x_projᵀ,
+    delta = Q(dt) dt_projᵀ.
 
     Args:
         u: float32 (B, L, D), in scan order.
@@ -47,4 +51,4 @@ def state_space(u: paddle.Tensor, prompt: paddle.Tensor, x_proj_weight: paddle.T
     if dispatch.serves("state_space", tensors, used):
         from ppsr2q.ops import kernels
         return kernels.state_space(*tensors, points=points)
-    return state_space_reference(*tensors, points=points, scan=selective_scan)
+    return _state_space(selective_scan, *tensors, points)

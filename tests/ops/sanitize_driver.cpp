@@ -1,5 +1,5 @@
-// Every kernel, forward and backward, on arrays of exactly the documented size, for AddressSanitizer and UBSan. From
-// the root of the repository:
+// Every kernel, forward and backward, on arrays of exactly the documented size, for AddressSanitizer and
+// UBSan. From the root of the repository:
 //
 //   g++ -std=c++17 -O1 -g -march=native -fopenmp -fsanitize=address,undefined -fno-sanitize-recover=all
 //       tests/ops/sanitize_driver.cpp -o sanitize_driver && ./sanitize_driver
@@ -64,7 +64,8 @@ void fake_quantize(int64_t count) {
 void token_linear(int64_t rows, int inputs, int outputs, bool norm, int bits) {
     Array<float> x = random_array(rows * inputs), scale = random_array(inputs), shift = random_array(inputs);
     Array<float> weight = random_array(inputs * outputs), bias = random_array(outputs);
-    Array<float> residual = random_array(rows * outputs), grad = random_array(rows * outputs), y(rows * outputs);
+    Array<float> residual = random_array(rows * outputs), grad = random_array(rows * outputs),
+                 y(rows * outputs);
     Array<float> grad_x(rows * inputs), grad_scale(inputs), grad_shift(inputs), grad_weight(inputs * outputs);
     Array<float> grad_bias(outputs), grad_bounds(2), mean(inputs);
     const float bounds[2] = {-0.7f, 0.6f};
@@ -72,8 +73,8 @@ void token_linear(int64_t rows, int inputs, int outputs, bool norm, int bits) {
     const ppsr2q::LinearGradient gradient{grad, grad_weight, grad_bias, grad_bounds};
     const float* used_scale = norm ? static_cast<float*>(scale) : nullptr;
     int status = ppsr2q_token_linear_forward(x, rows, inputs, used_scale, shift, 1e-5f, &layer, 1);
-    status |= ppsr2q_token_linear_backward(x, rows, inputs, used_scale, shift, 1e-5f, &layer, 1, &gradient, grad_x,
-                                           grad_scale, grad_shift);
+    status |= ppsr2q_token_linear_backward(x, rows, inputs, used_scale, shift, 1e-5f, &layer, 1, &gradient,
+                                           grad_x, grad_scale, grad_shift);
     status |= ppsr2q_token_mean(x, 1, rows, inputs, used_scale, shift, 1e-5f, mean);
     expect("token_linear", status, {&y, &grad_x, &grad_scale, &grad_shift, &grad_weight, &grad_bias, &mean});
 }
@@ -87,16 +88,18 @@ void selective_scan(int64_t batch, int64_t length, int channels, int states, int
         A[i] = -std::fabs(A[i]);
     }
     const float bounds[2] = {-0.7f, 0.6f};
-    Array<float> y(tokens * channels), grad_y = random_array(tokens * channels), all_states(tokens * channels * states);
+    Array<float> y(tokens * channels), grad_y = random_array(tokens * channels),
+                                       all_states(tokens * channels * states);
     Array<float> checkpoints(batch * ((length + 31) / 32) * ((channels + 15) / 16 * 16) * states);
     Array<float> grad_u(u.size()), grad_delta(u.size()), grad_A(A.size()), grad_B(B.size()), grad_C(C.size());
     Array<float> grad_D(channels), grad_bias(channels), grad_bounds(2);
-    int status = ppsr2q_selective_scan_forward(u, delta, A, B, C, D, bias, bounds, bits, batch, length, channels,
-                                               states, y, checkpoints, all_states);
-    status |= ppsr2q_selective_scan_backward(u, delta, A, B, C, D, bias, bounds, bits, batch, length, channels, states,
-                                             checkpoints, grad_y, grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D,
-                                             grad_bias, grad_bounds);
-    expect("selective_scan", status, {&y, &all_states, &grad_u, &grad_delta, &grad_A, &grad_B, &grad_C, &grad_bounds});
+    int status = ppsr2q_selective_scan_forward(u, delta, A, B, C, D, bias, bounds, bits, batch, length,
+                                               channels, states, y, checkpoints, all_states);
+    status |= ppsr2q_selective_scan_backward(u, delta, A, B, C, D, bias, bounds, bits, batch, length,
+                                             channels, states, checkpoints, grad_y, grad_u, grad_delta,
+                                             grad_A, grad_B, grad_C, grad_D, grad_bias, grad_bounds);
+    expect("selective_scan", status,
+           {&y, &all_states, &grad_u, &grad_delta, &grad_A, &grad_B, &grad_C, &grad_bounds});
 }
 
 void routing(int64_t batch, int64_t tokens, int classes, int width) {
@@ -107,52 +110,59 @@ void routing(int64_t batch, int64_t tokens, int classes, int width) {
     int status = ppsr2q_route(logits, batch, tokens, classes, index, order, inverse);
     status |= ppsr2q_routed_prompt_forward(table, index, batch * tokens, classes, width, prompt);
     status |= ppsr2q_gather_rows(prompt, order, batch, tokens, width, moved);
-    status |= ppsr2q_routed_prompt_backward(logits, table, index, grad, batch * tokens, classes, width, grad_logits,
-                                            grad_table);
+    status |= ppsr2q_routed_prompt_backward(logits, table, index, grad, batch * tokens, classes, width,
+                                            grad_logits, grad_table);
     expect("routing", status, {&prompt, &moved, &grad_logits, &grad_table});
 }
 
-void window_attention(int64_t batch, int height, int width, int heads, int head_dim, int window, int shift, int bits) {
+void window_attention(int64_t batch, int height, int width, int heads, int head_dim, int window, int shift,
+                      int bits) {
     const int64_t size = batch * height * width * heads * head_dim;
-    Array<float> q = random_array(size), k = random_array(size), v = random_array(size), grad = random_array(size);
+    Array<float> q = random_array(size), k = random_array(size), v = random_array(size),
+                 grad = random_array(size);
     Array<float> table = random_array((2 * window - 1) * (2 * window - 1) * heads), out(size);
     Array<float> statistics(batch * height * width * heads * 2), grad_q(size), grad_k(size), grad_v(size);
     Array<float> grad_table(table.size()), grad_bounds(8);
     const float range[2] = {-0.7f, 0.6f}, probabilities[2] = {0.0f, 0.2f};
     const float* bounds[4] = {range, range, range, probabilities};
     const int all_bits[4] = {bits, bits, bits, bits};
-    int status = ppsr2q_window_attention_forward(q, k, v, table, 0.3f, bounds, all_bits, batch, height, width, heads,
-                                                 head_dim, window, shift, out, statistics);
-    status |= ppsr2q_window_attention_backward(q, k, v, table, 0.3f, bounds, all_bits, batch, height, width, heads,
-                                               head_dim, window, shift, statistics, grad, grad_q, grad_k, grad_v,
-                                               grad_table, grad_bounds);
+    int status = ppsr2q_window_attention_forward(q, k, v, table, 0.3f, bounds, all_bits, batch, height, width,
+                                                 heads, head_dim, window, shift, out, statistics);
+    status |= ppsr2q_window_attention_backward(q, k, v, table, 0.3f, bounds, all_bits, batch, height, width,
+                                               heads, head_dim, window, shift, statistics, grad, grad_q,
+                                               grad_k, grad_v, grad_table, grad_bounds);
     expect("window_attention", status, {&out, &grad_q, &grad_k, &grad_v, &grad_table, &grad_bounds});
 }
 
 void gated_mixing(int64_t batch, int height, int width, int channels, int bits) {
     const int64_t size = batch * height * width * channels;
     Array<float> x = random_array(2 * size), scale = random_array(channels), shift = random_array(channels);
-    Array<float> weight = random_array(channels * 25), bias = random_array(channels), grad = random_array(size);
-    Array<float> y(size), grad_x(2 * size), grad_scale(channels), grad_shift(channels), grad_weight(weight.size());
+    Array<float> weight = random_array(channels * 25), bias = random_array(channels),
+                 grad = random_array(size);
+    Array<float> y(size), grad_x(2 * size), grad_scale(channels), grad_shift(channels),
+        grad_weight(weight.size());
     Array<float> grad_bias(channels), grad_bounds(2);
     const float bounds[2] = {-0.7f, 0.6f};
-    int status = ppsr2q_gated_mixing_forward(x, scale, shift, 1e-5f, weight, bias, bounds, bits, batch, height, width,
-                                             channels, 5, y);
-    status |= ppsr2q_gated_mixing_backward(x, scale, shift, 1e-5f, weight, bias, bounds, bits, batch, height, width,
-                                           channels, 5, grad, grad_x, grad_scale, grad_shift, grad_weight, grad_bias,
-                                           grad_bounds);
-    expect("gated_mixing", status, {&y, &grad_x, &grad_scale, &grad_shift, &grad_weight, &grad_bias, &grad_bounds});
+    int status = ppsr2q_gated_mixing_forward(x, scale, shift, 1e-5f, weight, bias, bounds, bits, batch,
+                                             height, width, channels, 5, y);
+    status |= ppsr2q_gated_mixing_backward(x, scale, shift, 1e-5f, weight, bias, bounds, bits, batch, height,
+                                           width, channels, 5, grad, grad_x, grad_scale, grad_shift,
+                                           grad_weight, grad_bias, grad_bounds);
+    expect("gated_mixing", status,
+           {&y, &grad_x, &grad_scale, &grad_shift, &grad_weight, &grad_bias, &grad_bounds});
 }
 
 void positional_gate(int64_t batch, int height, int width, int channels, int bits) {
     const int64_t size = batch * height * width * channels;
-    Array<float> x = random_array(size), weight = random_array(channels * 9), bias = random_array(channels), y(size);
+    Array<float> x = random_array(size), weight = random_array(channels * 9), bias = random_array(channels),
+                 y(size);
     Array<float> grad = random_array(size), grad_x(size), grad_weight(weight.size()), grad_bias(channels);
     Array<float> grad_bounds(2);
     const float bounds[2] = {-0.7f, 0.6f};
-    int status = ppsr2q_positional_gate_forward(x, weight, bias, bounds, bits, batch, height, width, channels, 3, y);
-    status |= ppsr2q_positional_gate_backward(x, weight, bias, bounds, bits, batch, height, width, channels, 3, grad,
-                                              grad_x, grad_weight, grad_bias, grad_bounds);
+    int status =
+        ppsr2q_positional_gate_forward(x, weight, bias, bounds, bits, batch, height, width, channels, 3, y);
+    status |= ppsr2q_positional_gate_backward(x, weight, bias, bounds, bits, batch, height, width, channels,
+                                              3, grad, grad_x, grad_weight, grad_bias, grad_bounds);
     expect("positional_gate", status, {&y, &grad_x, &grad_weight, &grad_bias, &grad_bounds});
 }
 

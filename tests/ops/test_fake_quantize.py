@@ -30,8 +30,8 @@ def test_hand_case(policy):
 @pytest.mark.parametrize("policy", POLICIES)
 def test_gradients_at_the_bounds_and_at_ties(policy):
     comparison.require_kernels()
-    x = paddle.to_tensor([-1.0, 1.0, -0.5, 0.5], dtype="float32", stop_gradient=False)  # s = 1: codes 0, 2, 0.5, 1.5
-    limits = bounds(-1.0, 2.0)
+    x = paddle.to_tensor([-1.0, 1.0, -0.5, 0.5], dtype="float32", stop_gradient=False)
+    limits = bounds(-1.0, 2.0)  # s = 1: codes 0, 2, 0.5, 1.5
     with dispatch.use(policy):
         y = fake_quantize(x, limits, 2)
         y.sum().backward()
@@ -50,8 +50,8 @@ def test_kernel_equals_reference(bits, shape):
 
 def test_kernel_takes_strided_input_and_skips_unwanted_gradients():
     wide, limits = trainable(20, 30), bounds(-0.9, 1.7)
-    comparison.assert_kernel_equals_reference("fake_quantize", lambda: fake_quantize(wide.t()[3:17], limits, 4),
-                                              {"wide": wide, "bounds": limits})
+    comparison.assert_kernel_equals_reference(
+        "fake_quantize", lambda: fake_quantize(wide.t()[3:17], limits, 4), {"wide": wide, "bounds": limits})
     wide.stop_gradient = True
     comparison.assert_kernel_equals_reference("fake_quantize", lambda: fake_quantize(wide, limits, 4),
                                               {"wide": wide, "bounds": limits})

@@ -1,4 +1,4 @@
-"""One source for every instruction set: AVX2, baseline x86 and AVX-512 are built; what this machine runs is compared."""
+"""One source for AVX2, baseline x86 and AVX-512: all are built, what this machine runs is compared."""
 import ctypes
 import platform
 from pathlib import Path
@@ -24,7 +24,8 @@ def variant(request, tmp_path_factory):
     if platform.machine().lower() not in ("x86_64", "amd64"):
         pytest.skip("x86 instruction sets")
     output = tmp_path_factory.mktemp("variant") / "kernels.so"
-    native.build(output, [VARIANTS[request.param], "-O1"])  # -O1: compiles in half the time, and is tested too
+    # -O1: compiles in half the time, and is tested too
+    native.build(output, [VARIANTS[request.param], "-O1"])
     if NEEDED[request.param] not in Path("/proc/cpuinfo").read_text():
         pytest.skip(f"built; this machine does not run {request.param}")
     library, original = ctypes.CDLL(str(output)), native._attempt
@@ -51,13 +52,15 @@ def test_fake_quantize():
 def test_norm_linear():
     x, norm, layers = trainable(2, 300, 60), nn.LayerNorm(60), [nn.Linear(60, n) for n in (60, 19)]
     watched = {"x": x, "scale": norm.weight, "weight": layers[0].weight, "bias": layers[1].bias}
-    comparison.assert_kernel_equals_reference("norm_linear", lambda: ops.norm_linear(x, norm, layers), watched)
+    comparison.assert_kernel_equals_reference(
+        "norm_linear", lambda: ops.norm_linear(x, norm, layers), watched)
 
 
 def test_selective_scan():
     rng = np.random.default_rng(0)
     shapes = ((2, 70, 20), (2, 70, 20), (20, 8), (2, 70, 8), (2, 70, 8), (20,), (20,))
-    tensors = [paddle.to_tensor(rng.standard_normal(s).astype("float32"), stop_gradient=False) for s in shapes]
+    tensors = [paddle.to_tensor(rng.standard_normal(s).astype("float32"),
+                                stop_gradient=False) for s in shapes]
     tensors[2].set_value(-paddle.exp(tensors[2]))
     comparison.assert_kernel_equals_reference(
         "selective_scan", lambda: ops.selective_scan(*tensors, state_point=point(4, -0.5, 0.5)),
@@ -67,8 +70,8 @@ def test_selective_scan():
 def test_routed_prompt():
     logits, table = trainable(1, 300, 37, scale=3.0), trainable(37, 5, seed=1)
     index = paddle.argmax(logits.detach(), axis=-1)
-    comparison.assert_kernel_equals_reference("routed_prompt", lambda: ops.routed_prompt(logits, index, table),
-                                              {"logits": logits, "table": table})
+    comparison.assert_kernel_equals_reference(
+        "routed_prompt", lambda: ops.routed_prompt(logits, index, table), {"logits": logits, "table": table})
 
 
 def test_window_attention():
@@ -83,7 +86,9 @@ def test_window_attention():
 def test_depthwise_operators():
     x, norm = trainable(1, 12 * 9, 40), nn.LayerNorm(20)
     wide, gate = nn.Conv2D(20, 20, 5, padding=2, groups=20), nn.Conv2D(40, 40, 3, padding=1, groups=40)
-    comparison.assert_kernel_equals_reference("gated_mixing", lambda: ops.gated_mixing(x, norm, wide, (12, 9)),
-                                              {"x": x, "scale": norm.weight, "weight": wide.weight})
-    comparison.assert_kernel_equals_reference("positional_gate", lambda: ops.positional_gate(x, gate, (12, 9)),
-                                              {"x": x, "weight": gate.weight, "bias": gate.bias})
+    comparison.assert_kernel_equals_reference(
+        "gated_mixing", lambda: ops.gated_mixing(x, norm, wide, (12, 9)),
+        {"x": x, "scale": norm.weight, "weight": wide.weight})
+    comparison.assert_kernel_equals_reference(
+        "positional_gate", lambda: ops.positional_gate(x, gate, (12, 9)),
+        {"x": x, "weight": gate.weight, "bias": gate.bias})

@@ -1,4 +1,4 @@
-"""Building, caching and loading the kernels: damaged caches, two processes, no compiler, other instruction sets."""
+"""Building, caching and loading the kernels: damaged caches, two processes, no compiler."""
 import os
 import subprocess
 import sys
@@ -48,19 +48,20 @@ def test_damaged_cache_is_rebuilt(small_sources, tmp_path, capsys, damage):
     native._build_into_cache(path, native.build_key())
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
-    damaged = {"truncated": content[:len(content) // 2], "empty": b"", "changed": content, "text": b"no library"}
+    damaged = {"truncated": content[:len(content) // 2], "empty": b"", "changed": content, "text": b"text"}
     path.write_bytes(damaged[damage])
     assert native.load_or_build(tmp_path).ppsr2q_answer() == 42
     assert builds(capsys) == 2
 
 
 def test_processes_that_build_at_the_same_time_do_not_disturb_each_other(small_sources, tmp_path):
-    code = ("import sys; from pathlib import Path; from ppsr2q.ops import native; native.SOURCES = Path(sys.argv[1]); "
+    code = ("import sys; from pathlib import Path; from ppsr2q.ops import native; "
+            "native.SOURCES = Path(sys.argv[1]); "
             "print(native.load_or_build(Path(sys.argv[2])).ppsr2q_answer())")
     command = [sys.executable, "-c", code, str(small_sources), str(tmp_path / "cache")]
     environment = dict(os.environ, PYTHONPATH=str(ROOT))
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-               for _ in range(2)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                env=environment) for _ in range(2)]
     results = [process.communicate() for process in running]
     assert [out.strip() for out, _ in results] == ["42", "42"]
     assert sum(err.count("compiling CPU kernels") for _, err in results) == 1

@@ -21,7 +21,8 @@ def test_tokens_are_sorted_by_class_and_ties_keep_their_order(policy, shape):
     expected_order = np.argsort(expected_index, axis=-1, kind="stable")
     np.testing.assert_array_equal(index, expected_index)
     np.testing.assert_array_equal(order, expected_order)
-    np.testing.assert_array_equal(np.take_along_axis(inverse, order, -1), np.broadcast_to(np.arange(shape[1]), shape[:2]))
+    np.testing.assert_array_equal(np.take_along_axis(inverse, order, -1),
+                                  np.broadcast_to(np.arange(shape[1]), shape[:2]))
 
 
 @pytest.mark.parametrize("dtype", ["int32", "int64"])

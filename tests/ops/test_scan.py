@@ -1,4 +1,4 @@
-"""Selective scan: reference against a loop in float64 and finite differences, kernel against the reference."""
+"""Selective scan against a loop in float64 and finite differences, kernel against the reference."""
 import numpy as np
 import paddle
 import pytest
@@ -26,7 +26,8 @@ def arguments(batch, length, channels, states):
 
 def loop(u, delta, A, B, C, D, delta_bias):
     """The definition, token by token, in float64."""
-    u, delta, A, B, C, D, delta_bias = (x.numpy().astype("float64") for x in (u, delta, A, B, C, D, delta_bias))
+    u, delta, A, B, C, D, delta_bias = (x.numpy().astype("float64")
+                                        for x in (u, delta, A, B, C, D, delta_bias))
     step = np.logaddexp(0, delta + delta_bias)
     h = np.zeros((u.shape[0], *A.shape))
     y, states = np.empty_like(u), []
@@ -79,8 +80,8 @@ def test_kernel_equals_reference(bits, shape):
     inputs = arguments(*shape)
     states = point(bits, -0.31, 0.47)
     watched = dict(inputs, **({"bounds": states.bounds} if bits else {}))
-    comparison.assert_kernel_equals_reference("selective_scan", lambda: selective_scan(**inputs, state_point=states),
-                                              watched, flips=bool(bits))
+    comparison.assert_kernel_equals_reference(
+        "selective_scan", lambda: selective_scan(**inputs, state_point=states), watched, flips=bool(bits))
 
 
 def test_kernel_takes_strided_input_and_skips_unwanted_gradients():
@@ -96,7 +97,8 @@ def test_threads_do_not_change_a_bit():
     inputs = arguments(1, 300, 48, 8)
     states = point(4, -0.5, 0.5)
     comparison.assert_same_bits_with_any_threads(
-        "selective_scan", lambda: selective_scan(**inputs, state_point=states), dict(inputs, bounds=states.bounds))
+        "selective_scan", lambda: selective_scan(**inputs, state_point=states),
+        dict(inputs, bounds=states.bounds))
 
 
 def test_other_numbers_of_states_go_to_the_reference():

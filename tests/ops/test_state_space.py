@@ -47,8 +47,8 @@ def test_kernel_equals_reference(bits, shape):
     inputs, points = arguments(*shape), Points(bits)
     watched = dict(inputs, **{f"bounds of {name}": getattr(points, name).bounds
                               for name, own in zip(POINTS, bits) if own})
-    comparison.assert_kernel_equals_reference("state_space", lambda: state_space(**inputs, points=points), watched,
-                                              flips=any(bits))
+    comparison.assert_kernel_equals_reference(
+        "state_space", lambda: state_space(**inputs, points=points), watched, flips=any(bits))
 
 
 def test_kernel_skips_unwanted_gradients():
@@ -59,7 +59,8 @@ def test_kernel_skips_unwanted_gradients():
 
 def test_threads_do_not_change_a_bit():
     inputs, points = arguments(1, 1000, 48, 8, 3), Points((4,) * 6)
-    comparison.assert_same_bits_with_any_threads("state_space", lambda: state_space(**inputs, points=points), inputs)
+    comparison.assert_same_bits_with_any_threads(
+        "state_space", lambda: state_space(**inputs, points=points), inputs)
 
 
 def test_bad_input_is_named():

@@ -1,9 +1,9 @@
-// Linear layers on token rows with what surrounds them: one optional LayerNorm that feeds several layers, a quantizer
-// in front of each, bias and residual behind. Rows are normalized, quantized and multiplied a block at a time, so that
-// only x is read from memory and only y written.
+// Linear layers on token rows with what surrounds them: one optional LayerNorm that feeds several layers, a
+// quantizer in front of each, bias and residual behind. Rows are normalized, quantized and multiplied a block
+// at a time, so that only x is read from memory and only y written.
 //
-// Products run in register tiles of TILE_ROWS rows by up to PANEL vectors of columns; weights are packed into panels
-// of that width beforehand.
+// Products run in register tiles of TILE_ROWS_LINEAR rows by up to PANEL vectors of columns; weights are
+// packed into panels of that width beforehand.
 #pragma once
 
 #include <vector>
@@ -15,23 +15,23 @@
 
 namespace ppsr2q {
 
-constexpr int PANEL = 3;                            // vectors of columns a tile
+constexpr int PANEL = 3;                               // vectors of columns a tile
 constexpr int TILE_ROWS_LINEAR = LANES == 16 ? 8 : 4;  // with PANEL vectors each: all registers but four
-constexpr int BLOCK_TOKENS = 32;                    // rows that stay in the first-level cache between the steps
-constexpr std::int64_t LINEAR_LEAST = 256;          // rows a task
+constexpr int BLOCK_TOKENS = 32;            // rows that stay in the first-level cache between the steps
+constexpr std::int64_t LINEAR_LEAST = 256;  // rows a task
 
-struct LinearLayer {         // C layout; kernels/linear.py declares the same
-    const float* weight;     // [inputs][outputs]
-    const float* bias;       // [outputs] or null
-    const float* bounds;     // [2], null with bits = 0
-    const float* residual;   // [rows][outputs] or null
-    float* y;                // [rows][outputs]
+struct LinearLayer {        // C layout; kernels/linear.py declares the same
+    const float* weight;    // [inputs][outputs]
+    const float* bias;      // [outputs] or null
+    const float* bounds;    // [2], null with bits = 0
+    const float* residual;  // [rows][outputs] or null
+    float* y;               // [rows][outputs]
     int bits;
     int outputs;
 };
 
-struct LinearGradient {      // C layout; a null pointer is a gradient that nobody wants
-    const float* y;          // [rows][outputs], given
+struct LinearGradient {  // C layout; a null pointer is a gradient that nobody wants
+    const float* y;      // [rows][outputs], given
     float* weight;
     float* bias;
     float* bounds;
@@ -39,7 +39,8 @@ struct LinearGradient {      // C layout; a null pointer is a gradient that nobo
 
 namespace detail {
 
-// Keeps the compiler from reading a vector from memory again for every use, which costs more than the products do.
+// Keeps the compiler from reading a vector from memory again for every use, which costs more than the
+// products do.
 inline void stay_in_register(vf& x) {
 #if defined(__x86_64__)
     asm("" : "+v"(x));
@@ -48,7 +49,8 @@ inline void stay_in_register(vf& x) {
 #endif
 }
 
-// Columns of a matrix [rows][columns] in panels of up to PANEL vectors, each panel [rows][its width], padded with 0.
+// Columns of a matrix [rows][columns] in panels of up to PANEL vectors, each panel [rows][its width], padded
+// with 0.
 class PackedMatrix {
 public:
     // transposed: the matrix is given as [columns][rows].
@@ -115,9 +117,11 @@ void multiply_panel(const float* x, int stride, int count, const float* panel, i
     }
 }
 
-// epilogue(row, column, sums) for every row of x [count][stride] times the matrix, a vector of columns at a time.
+// epilogue(row, column, sums) for every row of x [count][stride] times the matrix, a vector of columns at a
+// time.
 template <class Epilogue>
-void multiply_rows(const float* x, int stride, int count, const PackedMatrix& matrix, const Epilogue& epilogue) {
+void multiply_rows(const float* x, int stride, int count, const PackedMatrix& matrix,
+                   const Epilogue& epilogue) {
     for (int first = 0; first < padded(matrix.columns()); first += PANEL * LANES) {
         const float* panel = matrix.panel(first);
         switch (matrix.vectors(first)) {
@@ -155,10 +159,10 @@ inline void add_outer_tile(const float* x, int x_stride, const float* g, int g_s
     }
 }
 
-// total [depth][padded columns] += x^T g over count rows. x needs TILE_ROWS_LINEAR - 1 readable floats behind it, g
-// whole vectors of columns.
-inline void add_outer_products(const float* x, int x_stride, const float* g, int g_stride, int count, int depth,
-                               int columns, float* total) {
+// total [depth][padded columns] += x^T g over count rows. Rows of x must be readable up to a multiple of
+// TILE_ROWS_LINEAR, rows of g up to whole vectors, as padded rows are.
+inline void add_outer_products(const float* x, int x_stride, const float* g, int g_stride, int count,
+                               int depth, int columns, float* total) {
     const int width = padded(columns);
     for (int first = 0; first < width; first += PANEL * LANES) {
         const int vectors = std::min(PANEL, (width - first) / LANES);
@@ -166,16 +170,23 @@ inline void add_outer_products(const float* x, int x_stride, const float* g, int
             const int valid = std::min(TILE_ROWS_LINEAR, depth - k);
             float* to = total + k * width + first;
             switch (vectors) {
-                case 1: add_outer_tile<1>(x + k, x_stride, g + first, g_stride, count, valid, to, width); break;
-                case 2: add_outer_tile<2>(x + k, x_stride, g + first, g_stride, count, valid, to, width); break;
-                default: add_outer_tile<3>(x + k, x_stride, g + first, g_stride, count, valid, to, width); break;
+                case 1:
+                    add_outer_tile<1>(x + k, x_stride, g + first, g_stride, count, valid, to, width);
+                    break;
+                case 2:
+                    add_outer_tile<2>(x + k, x_stride, g + first, g_stride, count, valid, to, width);
+                    break;
+                default:
+                    add_outer_tile<3>(x + k, x_stride, g + first, g_stride, count, valid, to, width);
+                    break;
             }
         }
     }
 }
 
 // rows [count][channels] into scratch [count][padded channels] through a quantizer; watches what it reads.
-inline vf quantize_rows(const float* x, int stride, int channels, int count, const Quantizer& quantizer, float* to) {
+inline vf quantize_rows(const float* x, int stride, int channels, int count, const Quantizer& quantizer,
+                        float* to) {
     const int width = padded(channels);
     vf watched = {};
     for (int row = 0; row < count; row++) {

@@ -1,4 +1,5 @@
-// LayerNorm of token rows, a block of rows at a time, for kernels that need the normalized rows in cache only.
+// LayerNorm of token rows, a block of rows at a time, for kernels that need the normalized rows in cache
+// only.
 #pragma once
 
 #include <cmath>
@@ -24,11 +25,15 @@ inline void copy_padded(const float* from, int count, float* to) {
     std::fill(to + count, to + padded(count), 0.0f);
 }
 
-// scale (x - mean) / sqrt(variance + epsilon) + shift over the channels of a row. Rows in scratch are padded with 0.
+// scale (x - mean) / sqrt(variance + epsilon) + shift over the channels of a row. Rows in scratch are padded
+// with 0.
 class RowNorm {
 public:
     RowNorm(const float* scale, const float* shift, float epsilon, int channels)
-        : channels_(channels), width_(padded(channels)), epsilon_(epsilon), last_(last_lanes(channels)),
+        : channels_(channels),
+          width_(padded(channels)),
+          epsilon_(epsilon),
+          last_(last_lanes(channels)),
           parameters_(2 * static_cast<std::size_t>(width_)) {
         copy_padded(scale, channels, parameters_.data());
         copy_padded(shift, channels, parameters_.data() + width_);
@@ -37,8 +42,8 @@ public:
     const float* scale() const { return parameters_.data(); }
     const float* shift() const { return parameters_.data() + width_; }
 
-    // standardized = (x - mean) / sqrt(variance + epsilon), padded; returns the inverse deviation, NaN or infinite
-    // when x is not finite.
+    // standardized = (x - mean) / sqrt(variance + epsilon), padded; returns the inverse deviation, NaN or
+    // infinite when x is not finite.
     float standardize(const float* x, float* standardized) const {
         const int whole = width_ - LANES;
         vf total = {};
@@ -71,10 +76,10 @@ public:
         }
     }
 
-    // From the gradient of the normalized row: grad_x (channels floats), and what the row adds to the gradients of
-    // scale and shift (padded).
-    void backward(const float* standardized, float inverse, const float* grad, float* grad_x, float* grad_scale,
-                  float* grad_shift) const {
+    // From the gradient of the normalized row: grad_x (channels floats), and what the row adds to the
+    // gradients of scale and shift (padded).
+    void backward(const float* standardized, float inverse, const float* grad, float* grad_x,
+                  float* grad_scale, float* grad_shift) const {
         vf total = {};
         vf product = {};
         for (int c = 0; c < width_; c += LANES) {
@@ -107,9 +112,10 @@ private:
     Buffer parameters_;
 };
 
-// mean [batch][channels] over the tokens of x [batch][tokens][channels], normalized first unless norm is null.
-inline void token_mean(const float* x, std::int64_t batch, std::int64_t tokens, int channels, const RowNorm* norm,
-                       float* mean) {
+// mean [batch][channels] over the tokens of x [batch][tokens][channels], normalized first unless norm is
+// null.
+inline void token_mean(const float* x, std::int64_t batch, std::int64_t tokens, int channels,
+                       const RowNorm* norm, float* mean) {
     const int width = padded(channels);
     const RowTasks split(tokens, 256);
     Buffer partial(batch * split.tasks * width);

@@ -1,5 +1,5 @@
-// Work shared between threads so that results do not depend on how many there are: tasks are cut by the shape of the
-// data alone, write to places of their own, and partial sums are added in the order of the tasks.
+// Work shared between threads so that results do not depend on how many there are: tasks are cut by the shape
+// of the data alone, write to places of their own, and partial sums are added in the order of the tasks.
 #pragma once
 
 #include <omp.h>
@@ -25,7 +25,8 @@ class Buffer {
 public:
     explicit Buffer(std::size_t count) {
         std::size_t bytes = (count * sizeof(float) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-        memory_.reset(static_cast<float*>(std::aligned_alloc(ALIGNMENT, std::max<std::size_t>(bytes, ALIGNMENT))));
+        memory_.reset(
+            static_cast<float*>(std::aligned_alloc(ALIGNMENT, std::max<std::size_t>(bytes, ALIGNMENT))));
         if (!memory_) {
             throw std::bad_alloc();
         }
@@ -37,8 +38,8 @@ private:
     std::unique_ptr<float, FreeBuffer> memory_;
 };
 
-// body(task, scratch) for every task in [0, tasks); scratch holds scratch_size floats and belongs to the thread.
-// Scratch is allocated here, not in the body, because no exception may leave a parallel region.
+// body(task, scratch) for every task in [0, tasks); scratch holds scratch_size floats and belongs to the
+// thread. Scratch is allocated here, not in the body, because no exception may leave a parallel region.
 template <class Body>
 void parallel_tasks(std::int64_t tasks, std::size_t scratch_size, const Body& body) {
     const int threads = static_cast<int>(std::min<std::int64_t>(omp_get_max_threads(), tasks));

@@ -1,5 +1,5 @@
-// The C interface of the kernels: pointers to contiguous float32 (int32 where said) and sizes; functions return a
-// Status and never throw. Shapes are in the headers.
+// The C interface of the kernels: pointers to contiguous float32 (int32 where said) and sizes; functions
+// return a Status and never throw. Shapes are in the headers.
 #include <new>
 #include <type_traits>
 
@@ -46,21 +46,26 @@ PPSR2Q_API const char* ppsr2q_instruction_set() {
 #endif
 }
 
-PPSR2Q_API int ppsr2q_get_threads() { return omp_get_max_threads(); }
+PPSR2Q_API int ppsr2q_get_threads() {
+    return omp_get_max_threads();
+}
 
-PPSR2Q_API void ppsr2q_set_threads(int count) { omp_set_num_threads(count); }
+PPSR2Q_API void ppsr2q_set_threads(int count) {
+    omp_set_num_threads(count);
+}
 
 // ---------------------------------------------------------------- quantizer
 
-PPSR2Q_API int ppsr2q_fake_quantize_forward(const float* x, const float* bounds, int bits, int64_t count, float* y) {
+PPSR2Q_API int ppsr2q_fake_quantize_forward(const float* x, const float* bounds, int bits, int64_t count,
+                                            float* y) {
     return guarded([&] { return ppsr2q::fake_quantize_forward(x, bounds, bits, count, y); });
 }
 
-PPSR2Q_API int ppsr2q_fake_quantize_backward(const float* x, const float* bounds, int bits, const float* grad_y,
-                                             int64_t count, float* grad_x, float* grad_bounds) {
-    return guarded([&] {
-        return ppsr2q::fake_quantize_backward(x, bounds, bits, grad_y, count, grad_x, grad_bounds);
-    });
+PPSR2Q_API int ppsr2q_fake_quantize_backward(const float* x, const float* bounds, int bits,
+                                             const float* grad_y, int64_t count, float* grad_x,
+                                             float* grad_bounds) {
+    return guarded(
+        [&] { return ppsr2q::fake_quantize_backward(x, bounds, bits, grad_y, count, grad_x, grad_bounds); });
 }
 
 // ---------------------------------------------------------------- linear layers
@@ -69,8 +74,8 @@ namespace {
 
 // A TokenLinear with its norm; scale null means that there is none.
 template <class Kernel>
-int with_token_linear(const float* x, int64_t rows, int inputs, const float* scale, const float* shift, float epsilon,
-                      const ppsr2q::LinearLayer* layers, int count, const Kernel& kernel) {
+int with_token_linear(const float* x, int64_t rows, int inputs, const float* scale, const float* shift,
+                      float epsilon, const ppsr2q::LinearLayer* layers, int count, const Kernel& kernel) {
     return guarded([&] {
         if (!scale) {
             return kernel(ppsr2q::TokenLinear{x, rows, inputs, nullptr, layers, count});
@@ -84,8 +89,8 @@ int with_token_linear(const float* x, int64_t rows, int inputs, const float* sca
 
 // Finite arguments are counted: x, scale, shift, then weight, bias and residual of every layer.
 PPSR2Q_API int ppsr2q_token_linear_forward(const float* x, int64_t rows, int inputs, const float* scale,
-                                           const float* shift, float epsilon, const ppsr2q::LinearLayer* layers,
-                                           int count) {
+                                           const float* shift, float epsilon,
+                                           const ppsr2q::LinearLayer* layers, int count) {
     for (int i = 0; i < count; i++) {
         if (!ppsr2q::valid_bounds(layers[i].bounds, layers[i].bits)) {
             return ppsr2q::BAD_BOUNDS + i;
@@ -107,8 +112,9 @@ PPSR2Q_API int ppsr2q_token_linear_forward(const float* x, int64_t rows, int inp
 }
 
 PPSR2Q_API int ppsr2q_token_linear_backward(const float* x, int64_t rows, int inputs, const float* scale,
-                                            const float* shift, float epsilon, const ppsr2q::LinearLayer* layers,
-                                            int count, const ppsr2q::LinearGradient* gradients, float* grad_x,
+                                            const float* shift, float epsilon,
+                                            const ppsr2q::LinearLayer* layers, int count,
+                                            const ppsr2q::LinearGradient* gradients, float* grad_x,
                                             float* grad_scale, float* grad_shift) {
     return with_token_linear(x, rows, inputs, scale, shift, epsilon, layers, count, [&](const auto& call) {
         ppsr2q::token_linear_backward(call, gradients, grad_x, grad_scale, grad_shift);
@@ -116,8 +122,8 @@ PPSR2Q_API int ppsr2q_token_linear_backward(const float* x, int64_t rows, int in
     });
 }
 
-PPSR2Q_API int ppsr2q_token_mean(const float* x, int64_t batch, int64_t tokens, int channels, const float* scale,
-                                 const float* shift, float epsilon, float* mean) {
+PPSR2Q_API int ppsr2q_token_mean(const float* x, int64_t batch, int64_t tokens, int channels,
+                                 const float* scale, const float* shift, float epsilon, float* mean) {
     return with_token_linear(x, tokens, channels, scale, shift, epsilon, nullptr, 0, [&](const auto& call) {
         ppsr2q::token_mean(x, batch, tokens, channels, call.norm, mean);
         return static_cast<int>(ppsr2q::OK);
@@ -141,11 +147,11 @@ int with_states(int states, const Kernel& kernel) {
 
 }  // namespace
 
-PPSR2Q_API int ppsr2q_selective_scan_forward(const float* u, const float* delta, const float* A, const float* B,
-                                             const float* C, const float* D, const float* delta_bias,
-                                             const float* bounds, int bits, int64_t batch, int64_t length,
-                                             int channels, int states, float* y, float* checkpoints,
-                                             float* all_states) {
+PPSR2Q_API int ppsr2q_selective_scan_forward(const float* u, const float* delta, const float* A,
+                                             const float* B, const float* C, const float* D,
+                                             const float* delta_bias, const float* bounds, int bits,
+                                             int64_t batch, int64_t length, int channels, int states,
+                                             float* y, float* checkpoints, float* all_states) {
     if (!ppsr2q::valid_bounds(bounds, bits)) {
         return ppsr2q::BAD_BOUNDS;
     }
@@ -157,23 +163,28 @@ PPSR2Q_API int ppsr2q_selective_scan_forward(const float* u, const float* delta,
                 return static_cast<int>(ppsr2q::OK);
             }
             const int64_t tokens = batch * length;
-            return ppsr2q::blame({{u, tokens * channels}, {delta, tokens * channels}, {A, channels * states},
-                                  {B, tokens * states}, {C, tokens * states}, {D, channels},
+            return ppsr2q::blame({{u, tokens * channels},
+                                  {delta, tokens * channels},
+                                  {A, channels * states},
+                                  {B, tokens * states},
+                                  {C, tokens * states},
+                                  {D, channels},
                                   {delta_bias, channels}});
         });
     });
 }
 
-PPSR2Q_API int ppsr2q_selective_scan_backward(const float* u, const float* delta, const float* A, const float* B,
-                                              const float* C, const float* D, const float* delta_bias,
-                                              const float* bounds, int bits, int64_t batch, int64_t length,
-                                              int channels, int states, const float* checkpoints,
-                                              const float* grad_y, float* grad_u, float* grad_delta, float* grad_A,
-                                              float* grad_B, float* grad_C, float* grad_D, float* grad_delta_bias,
-                                              float* grad_bounds) {
+PPSR2Q_API int ppsr2q_selective_scan_backward(const float* u, const float* delta, const float* A,
+                                              const float* B, const float* C, const float* D,
+                                              const float* delta_bias, const float* bounds, int bits,
+                                              int64_t batch, int64_t length, int channels, int states,
+                                              const float* checkpoints, const float* grad_y, float* grad_u,
+                                              float* grad_delta, float* grad_A, float* grad_B, float* grad_C,
+                                              float* grad_D, float* grad_delta_bias, float* grad_bounds) {
     const ppsr2q::ScanShape shape{batch, length, channels};
     const ppsr2q::ScanInputs in{u, delta, A, B, C, D, delta_bias, ppsr2q::Quantizer(bounds, bits)};
-    const ppsr2q::ScanGradients out{grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_delta_bias, grad_bounds};
+    const ppsr2q::ScanGradients out{grad_u, grad_delta, grad_A,          grad_B,
+                                    grad_C, grad_D,     grad_delta_bias, grad_bounds};
     return guarded([&] {
         return with_states(states, [&](auto n) {
             ppsr2q::selective_scan_backward<n.value>(shape, in, checkpoints, grad_y, out);
@@ -185,10 +196,11 @@ PPSR2Q_API int ppsr2q_selective_scan_backward(const float* u, const float* delta
 // ---------------------------------------------------------------- window attention
 
 // bounds and bits: four quantizers, q, k, v and map; bounds[i] is not read where bits[i] is 0.
-PPSR2Q_API int ppsr2q_window_attention_forward(const float* q, const float* k, const float* v, const float* table,
-                                               float scale, const float* const* bounds, const int* bits,
-                                               int64_t batch, int height, int width, int heads, int head_dim,
-                                               int window, int shift, float* out, float* statistics) {
+PPSR2Q_API int ppsr2q_window_attention_forward(const float* q, const float* k, const float* v,
+                                               const float* table, float scale, const float* const* bounds,
+                                               const int* bits, int64_t batch, int height, int width,
+                                               int heads, int head_dim, int window, int shift, float* out,
+                                               float* statistics) {
     for (int i = 0; i < 4; i++) {
         if (!ppsr2q::valid_bounds(bounds[i], bits[i])) {
             return ppsr2q::BAD_BOUNDS + i;
@@ -206,12 +218,13 @@ PPSR2Q_API int ppsr2q_window_attention_forward(const float* q, const float* k, c
     });
 }
 
-PPSR2Q_API int ppsr2q_window_attention_backward(const float* q, const float* k, const float* v, const float* table,
-                                                float scale, const float* const* bounds, const int* bits,
-                                                int64_t batch, int height, int width, int heads, int head_dim,
-                                                int window, int shift, const float* statistics,
-                                                const float* grad_out, float* grad_q, float* grad_k, float* grad_v,
-                                                float* grad_table, float* grad_bounds) {
+PPSR2Q_API int ppsr2q_window_attention_backward(const float* q, const float* k, const float* v,
+                                                const float* table, float scale, const float* const* bounds,
+                                                const int* bits, int64_t batch, int height, int width,
+                                                int heads, int head_dim, int window, int shift,
+                                                const float* statistics, const float* grad_out, float* grad_q,
+                                                float* grad_k, float* grad_v, float* grad_table,
+                                                float* grad_bounds) {
     const ppsr2q::AttentionShape shape{batch, height, width, heads, head_dim, window, shift};
     const ppsr2q::AttentionInputs in(q, k, v, table, scale, bounds, bits);
     const ppsr2q::AttentionGradients gradients{grad_q, grad_k, grad_v, grad_table, grad_bounds};
@@ -225,32 +238,37 @@ PPSR2Q_API int ppsr2q_window_attention_backward(const float* q, const float* k, 
 
 PPSR2Q_API int ppsr2q_gated_mixing_forward(const float* x, const float* norm_weight, const float* norm_bias,
                                            float epsilon, const float* weight, const float* bias,
-                                           const float* bounds, int bits, int64_t batch, int height, int width,
-                                           int channels, int kernel, float* y) {
+                                           const float* bounds, int bits, int64_t batch, int height,
+                                           int width, int channels, int kernel, float* y) {
     if (!ppsr2q::valid_bounds(bounds, bits)) {
         return ppsr2q::BAD_BOUNDS;
     }
-    const ppsr2q::GatedMixing in{{batch, height, width, channels, kernel}, x, {norm_weight, norm_bias, epsilon},
-                                 weight, bias, ppsr2q::Quantizer(bounds, bits)};
+    const ppsr2q::GatedMixing in{
+        {batch, height, width, channels, kernel}, x, {norm_weight, norm_bias, epsilon}, weight, bias,
+        ppsr2q::Quantizer(bounds, bits)};
     return guarded([&] {
         if (ppsr2q::gated_mixing_forward(in, y)) {
             return static_cast<int>(ppsr2q::OK);
         }
-        return ppsr2q::blame({{x, batch * height * width * 2 * channels}, {norm_weight, channels},
-                              {norm_bias, channels}, {weight, channels * kernel * kernel}, {bias, channels}});
+        return ppsr2q::blame({{x, batch * height * width * 2 * channels},
+                              {norm_weight, channels},
+                              {norm_bias, channels},
+                              {weight, channels * kernel * kernel},
+                              {bias, channels}});
     });
 }
 
 PPSR2Q_API int ppsr2q_gated_mixing_backward(const float* x, const float* norm_weight, const float* norm_bias,
                                             float epsilon, const float* weight, const float* bias,
-                                            const float* bounds, int bits, int64_t batch, int height, int width,
-                                            int channels, int kernel, const float* grad_y, float* grad_x,
-                                            float* grad_norm_weight, float* grad_norm_bias, float* grad_weight,
-                                            float* grad_bias, float* grad_bounds) {
-    const ppsr2q::GatedMixing in{{batch, height, width, channels, kernel}, x, {norm_weight, norm_bias, epsilon},
-                                 weight, bias, ppsr2q::Quantizer(bounds, bits)};
-    const ppsr2q::DepthwiseGradients gradients{grad_x, grad_norm_weight, grad_norm_bias,
-                                               grad_weight, grad_bias, grad_bounds};
+                                            const float* bounds, int bits, int64_t batch, int height,
+                                            int width, int channels, int kernel, const float* grad_y,
+                                            float* grad_x, float* grad_norm_weight, float* grad_norm_bias,
+                                            float* grad_weight, float* grad_bias, float* grad_bounds) {
+    const ppsr2q::GatedMixing in{
+        {batch, height, width, channels, kernel}, x, {norm_weight, norm_bias, epsilon}, weight, bias,
+        ppsr2q::Quantizer(bounds, bits)};
+    const ppsr2q::DepthwiseGradients gradients{grad_x,      grad_norm_weight, grad_norm_bias,
+                                               grad_weight, grad_bias,        grad_bounds};
     return guarded([&] {
         ppsr2q::gated_mixing_backward(in, grad_y, gradients);
         return static_cast<int>(ppsr2q::OK);
@@ -258,28 +276,29 @@ PPSR2Q_API int ppsr2q_gated_mixing_backward(const float* x, const float* norm_we
 }
 
 PPSR2Q_API int ppsr2q_positional_gate_forward(const float* x, const float* weight, const float* bias,
-                                              const float* bounds, int bits, int64_t batch, int height, int width,
-                                              int channels, int kernel, float* y) {
+                                              const float* bounds, int bits, int64_t batch, int height,
+                                              int width, int channels, int kernel, float* y) {
     if (!ppsr2q::valid_bounds(bounds, bits)) {
         return ppsr2q::BAD_BOUNDS;
     }
-    const ppsr2q::PositionalGate in{{batch, height, width, channels, kernel}, x, weight, bias,
-                                    ppsr2q::Quantizer(bounds, bits)};
+    const ppsr2q::PositionalGate in{
+        {batch, height, width, channels, kernel}, x, weight, bias, ppsr2q::Quantizer(bounds, bits)};
     return guarded([&] {
         if (ppsr2q::positional_gate_forward(in, y)) {
             return static_cast<int>(ppsr2q::OK);
         }
-        return ppsr2q::blame({{x, batch * height * width * channels}, {weight, channels * kernel * kernel},
-                              {bias, channels}});
+        return ppsr2q::blame(
+            {{x, batch * height * width * channels}, {weight, channels * kernel * kernel}, {bias, channels}});
     });
 }
 
 PPSR2Q_API int ppsr2q_positional_gate_backward(const float* x, const float* weight, const float* bias,
-                                               const float* bounds, int bits, int64_t batch, int height, int width,
-                                               int channels, int kernel, const float* grad_y, float* grad_x,
-                                               float* grad_weight, float* grad_bias, float* grad_bounds) {
-    const ppsr2q::PositionalGate in{{batch, height, width, channels, kernel}, x, weight, bias,
-                                    ppsr2q::Quantizer(bounds, bits)};
+                                               const float* bounds, int bits, int64_t batch, int height,
+                                               int width, int channels, int kernel, const float* grad_y,
+                                               float* grad_x, float* grad_weight, float* grad_bias,
+                                               float* grad_bounds) {
+    const ppsr2q::PositionalGate in{
+        {batch, height, width, channels, kernel}, x, weight, bias, ppsr2q::Quantizer(bounds, bits)};
     const ppsr2q::DepthwiseGradients gradients{grad_x, nullptr, nullptr, grad_weight, grad_bias, grad_bounds};
     return guarded([&] {
         ppsr2q::positional_gate_backward(in, grad_y, gradients);
@@ -294,13 +313,13 @@ PPSR2Q_API int ppsr2q_route(const float* logits, int64_t batch, int64_t tokens, 
     return guarded([&] { return ppsr2q::route(logits, batch, tokens, classes, index, order, inverse); });
 }
 
-PPSR2Q_API int ppsr2q_gather_rows(const float* x, const int32_t* order, int64_t batch, int64_t tokens, int channels,
-                                  float* y) {
+PPSR2Q_API int ppsr2q_gather_rows(const float* x, const int32_t* order, int64_t batch, int64_t tokens,
+                                  int channels, float* y) {
     return guarded([&] { return ppsr2q::gather_rows(x, order, batch, tokens, channels, y); });
 }
 
-PPSR2Q_API int ppsr2q_routed_prompt_forward(const float* table, const int32_t* index, int64_t rows, int classes,
-                                            int width, float* prompt) {
+PPSR2Q_API int ppsr2q_routed_prompt_forward(const float* table, const int32_t* index, int64_t rows,
+                                            int classes, int width, float* prompt) {
     return guarded([&] { return ppsr2q::routed_prompt_forward(table, index, rows, classes, width, prompt); });
 }
 
@@ -308,7 +327,8 @@ PPSR2Q_API int ppsr2q_routed_prompt_backward(const float* logits, const float* t
                                              const float* grad, int64_t rows, int classes, int width,
                                              float* grad_logits, float* grad_table) {
     return guarded([&] {
-        ppsr2q::routed_prompt_backward(logits, table, index, grad, rows, classes, width, grad_logits, grad_table);
+        ppsr2q::routed_prompt_backward(logits, table, index, grad, rows, classes, width, grad_logits,
+                                       grad_table);
         return static_cast<int>(ppsr2q::OK);
     });
 }
@@ -329,16 +349,20 @@ PPSR2Q_API int ppsr2q_state_space_forward(const ppsr2q::StateSpaceInputs* in, in
                 return static_cast<int>(ppsr2q::OK);
             }
             const int64_t tokens = batch * length;
-            return ppsr2q::blame({{in->u, tokens * channels}, {in->prompt, tokens * states},
+            return ppsr2q::blame({{in->u, tokens * channels},
+                                  {in->prompt, tokens * states},
                                   {in->x_proj, static_cast<int64_t>(in->rank + 2 * states) * channels},
                                   {in->dt_proj, static_cast<int64_t>(channels) * in->rank},
-                                  {in->A, channels * states}, {in->D, channels}, {in->dt_bias, channels}});
+                                  {in->A, channels * states},
+                                  {in->D, channels},
+                                  {in->dt_bias, channels}});
         });
     });
 }
 
 PPSR2Q_API int ppsr2q_state_space_backward(const ppsr2q::StateSpaceInputs* in, int64_t batch, int64_t length,
-                                           int channels, int states, const float* checkpoints, const float* grad_y,
+                                           int channels, int states, const float* checkpoints,
+                                           const float* grad_y,
                                            const ppsr2q::StateSpaceGradients* gradients) {
     const ppsr2q::ScanShape shape{batch, length, channels};
     return guarded([&] {

@@ -7,10 +7,12 @@
 
 namespace ppsr2q {
 
-constexpr std::int64_t QUANTIZE_LEAST = 8192;  // elements a task; below, starting threads costs more than it gains
+constexpr std::int64_t QUANTIZE_LEAST =
+    8192;  // elements a task; below, starting threads costs more than it gains
 
 // y = Q(x), count elements.
-inline int fake_quantize_forward(const float* x, const float* bounds, int bits, std::int64_t count, float* y) {
+inline int fake_quantize_forward(const float* x, const float* bounds, int bits, std::int64_t count,
+                                 float* y) {
     if (!valid_bounds(bounds, bits)) {
         return BAD_BOUNDS;
     }
@@ -56,7 +58,8 @@ inline int fake_quantize_backward(const float* x, const float* bounds, int bits,
         }
         if (i < end) {
             const int rest = static_cast<int>(end - i);
-            vf grad = quantize_backward(quantizer, load_partial(x + i, rest), load_partial(grad_y + i, rest), sums);
+            vf grad =
+                quantize_backward(quantizer, load_partial(x + i, rest), load_partial(grad_y + i, rest), sums);
             if (grad_x) {
                 store_partial(grad_x + i, grad, rest);
             }

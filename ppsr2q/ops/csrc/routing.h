@@ -1,5 +1,5 @@
-// Semantic guided neighbouring: the class of every token, the stable order by class, rows moved by an order, and the
-// prompt row of every class with the straight-through gradient of the softmax.
+// Semantic guided neighbouring: the class of every token, the stable order by class, rows moved by an order,
+// and the prompt row of every class with the straight-through gradient of the softmax.
 #pragma once
 
 #include <cstring>
@@ -41,10 +41,10 @@ inline std::int32_t first_maximum(const float* x, int count) {
     return i;
 }
 
-// index [batch][tokens]: class of every token, the first maximum of logits [batch][tokens][classes]; order: tokens
-// sorted by class, ties in raster order; inverse: the inverse permutation of order.
-inline int route(const float* logits, std::int64_t batch, std::int64_t tokens, int classes, std::int32_t* index,
-                 std::int32_t* order, std::int32_t* inverse) {
+// index [batch][tokens]: class of every token, the first maximum of logits [batch][tokens][classes]; order:
+// tokens sorted by class, ties in raster order; inverse: the inverse permutation of order.
+inline int route(const float* logits, std::int64_t batch, std::int64_t tokens, int classes,
+                 std::int32_t* index, std::int32_t* order, std::int32_t* inverse) {
     const RowTasks split(batch * tokens, ROUTING_LEAST);
     std::atomic<bool> finite(true);
     parallel_tasks(split.tasks, 0, [&](std::int64_t task, float*) {
@@ -89,15 +89,16 @@ inline int gather_rows(const float* x, const std::int32_t* order, std::int64_t b
                 in_range = false;
                 return;
             }
-            std::memcpy(y + row * channels, x + (row / tokens * tokens + from) * channels, channels * sizeof(float));
+            std::memcpy(y + row * channels, x + (row / tokens * tokens + from) * channels,
+                        channels * sizeof(float));
         }
     });
     return in_range ? OK : BAD_INDEX;
 }
 
 // prompt [rows][width] = table[index], table [classes][width].
-inline int routed_prompt_forward(const float* table, const std::int32_t* index, std::int64_t rows, int classes,
-                                 int width, float* prompt) {
+inline int routed_prompt_forward(const float* table, const std::int32_t* index, std::int64_t rows,
+                                 int classes, int width, float* prompt) {
     const RowTasks split(rows, ROUTING_LEAST);
     std::atomic<bool> in_range(true);
     parallel_tasks(split.tasks, 0, [&](std::int64_t task, float*) {
@@ -149,11 +150,11 @@ inline void softmax_backward(const float* logits, int classes, const float* scor
 
 }  // namespace detail
 
-// From grad [rows][width]: grad_table [classes][width], and grad_logits [rows][classes] straight through the argmax
-// as if the prompt were softmax(logits) table. Either may be null.
+// From grad [rows][width]: grad_table [classes][width], and grad_logits [rows][classes] straight through the
+// argmax as if the prompt were softmax(logits) table. Either may be null.
 inline void routed_prompt_backward(const float* logits, const float* table, const std::int32_t* index,
-                                   const float* grad, std::int64_t rows, int classes, int width, float* grad_logits,
-                                   float* grad_table) {
+                                   const float* grad, std::int64_t rows, int classes, int width,
+                                   float* grad_logits, float* grad_table) {
     const RowTasks split(rows, ROUTING_LEAST);
     const std::int64_t table_size = static_cast<std::int64_t>(classes) * width;
     const detail::PackedMatrix transposed(table, width, classes, true);
@@ -176,12 +177,12 @@ inline void routed_prompt_backward(const float* logits, const float* table, cons
         float* scores = scratch + padded_classes;
         for (std::int64_t row = split.begin(task); row < split.end(task); row += BLOCK_TOKENS) {
             const int block = static_cast<int>(std::min<std::int64_t>(BLOCK_TOKENS, split.end(task) - row));
-            detail::multiply_rows(grad + row * width, width, block, transposed, [&](int r, int column, vf sums) {
-                store(scores + r * padded_classes + column, sums);
-            });
+            detail::multiply_rows(
+                grad + row * width, width, block, transposed,
+                [&](int r, int column, vf sums) { store(scores + r * padded_classes + column, sums); });
             for (int r = 0; r < block; r++) {
-                detail::softmax_backward(logits + (row + r) * classes, classes, scores + r * padded_classes, scratch,
-                                         grad_logits + (row + r) * classes);
+                detail::softmax_backward(logits + (row + r) * classes, classes, scores + r * padded_classes,
+                                         scratch, grad_logits + (row + r) * classes);
             }
         }
     });

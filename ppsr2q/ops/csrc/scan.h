@@ -1,7 +1,7 @@
 // Selective scan with softplus, forward and backward:
 //   s_t = softplus(delta_t + bias), h_t = exp(s_t A) h_{t-1} + s_t u_t B_t, y_t = Q(h_t) C_t + D u_t.
-// A vector holds channels; one task runs the recurrence of LANES channels of one image, so nothing is shared between
-// tasks but the gradients of B and C, which are added up afterwards.
+// A vector holds channels; one task runs the recurrence of LANES channels of one image, so nothing is shared
+// between tasks but the gradients of B and C, which are added up afterwards.
 #pragma once
 
 #include "parallel.h"
@@ -10,8 +10,8 @@
 
 namespace ppsr2q {
 
-constexpr int SCAN_CHUNK = 32;      // tokens between checkpoints of the states, from which backward starts again
-constexpr int SCAN_ALIGN = 16;      // channels are padded to this in checkpoints, whatever LANES is
+constexpr int SCAN_CHUNK = 32;  // tokens between checkpoints of the states, from which backward starts again
+constexpr int SCAN_ALIGN = 16;  // channels are padded to this in checkpoints, whatever LANES is
 
 struct ScanShape {
     std::int64_t batch;
@@ -163,8 +163,8 @@ struct ScanScratch {
 
 template <int N, bool QUANTIZED>
 void scan_channels_backward(const ScanShape& shape, const ScanInputs& in, std::int64_t task,
-                            const float* checkpoints, const float* grad_y, const ScanGradients& out, float* partial,
-                            ScanParameterSums<N>& added, ScanScratch<N>& scratch) {
+                            const float* checkpoints, const float* grad_y, const ScanGradients& out,
+                            float* partial, ScanParameterSums<N>& added, ScanScratch<N>& scratch) {
     constexpr int WIDTH = scan_partial_width<N>();
     const ScanChannels<N> own(shape, in, task);
     ScanParameterSums<N> parameters;
@@ -199,7 +199,8 @@ void scan_channels_backward(const ScanShape& shape, const ScanInputs& in, std::i
             const vf driven = timestep * u;
             vf grad_driven = {};
             vf grad_timestep = {};
-            vf shared[WIDTH] = {};  // gradients of B and C, one vector a state, still to be added over the lanes
+            vf shared[WIDTH] =
+                {};  // gradients of B and C, one vector a state, still to be added over the lanes
 #pragma GCC unroll 16
             for (int n = 0; n < N; n++) {
                 const vf h = scratch.states[k + 1][n];
@@ -257,7 +258,8 @@ void scan_add_groups(const ScanShape& shape, const float* partial, const ScanGra
 }
 
 template <int N>
-void scan_add_images(const ScanShape& shape, const ScanParameterSums<N>* parameter_sums, const ScanGradients& out) {
+void scan_add_images(const ScanShape& shape, const ScanParameterSums<N>* parameter_sums,
+                     const ScanGradients& out) {
     std::fill(out.A, out.A + shape.channels * N, 0.0f);
     std::fill(out.D, out.D + shape.channels, 0.0f);
     std::fill(out.delta_bias, out.delta_bias + shape.channels, 0.0f);
@@ -282,16 +284,17 @@ void scan_add_images(const ScanShape& shape, const ScanParameterSums<N>* paramet
 
 }  // namespace detail
 
-// y like u; checkpoints [batch][chunks][checkpoint_size] or null; states [batch][length][channels][N] or null.
-// False when something is not finite.
+// y like u; checkpoints [batch][chunks][checkpoint_size] or null; states [batch][length][channels][N] or
+// null. False when something is not finite.
 template <int N>
 bool selective_scan_forward(const ScanShape& shape, const ScanInputs& in, float* y, float* checkpoints,
                             float* states) {
     std::atomic<bool> finite(true);
     parallel_tasks(shape.batch * shape.groups(), 0, [&](std::int64_t task, float*) {
-        const bool own = in.quantizer.on
-            ? detail::scan_channels_forward<N, true>(shape, in, task, y, checkpoints, states)
-            : detail::scan_channels_forward<N, false>(shape, in, task, y, checkpoints, states);
+        const bool own =
+            in.quantizer.on
+                ? detail::scan_channels_forward<N, true>(shape, in, task, y, checkpoints, states)
+                : detail::scan_channels_forward<N, false>(shape, in, task, y, checkpoints, states);
         if (!own) {
             finite = false;
         }
@@ -314,8 +317,8 @@ void selective_scan_backward(const ScanShape& shape, const ScanInputs& in, const
             detail::scan_channels_backward<N, true>(shape, in, task, checkpoints, grad_y, out, partial.data(),
                                                     parameter_sums[task], scratch);
         } else {
-            detail::scan_channels_backward<N, false>(shape, in, task, checkpoints, grad_y, out, partial.data(),
-                                                     parameter_sums[task], scratch);
+            detail::scan_channels_backward<N, false>(shape, in, task, checkpoints, grad_y, out,
+                                                     partial.data(), parameter_sums[task], scratch);
         }
     });
     detail::scan_add_groups<N>(shape, partial.data(), out);

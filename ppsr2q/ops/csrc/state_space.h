@@ -1,5 +1,6 @@
-// The state space model around the selective scan, with its quantizers: u gives dt, B and C by one product, dt gives
-// delta by another, a prompt joins C. Backward keeps u and the checkpoints of the scan only and projects again.
+// The state space model around the selective scan, with its quantizers: u gives dt, B and C by one product,
+// dt gives delta by another, a prompt joins C. Backward keeps u and the checkpoints of the scan only and
+// projects again.
 #pragma once
 
 #include <vector>
@@ -9,15 +10,16 @@
 
 namespace ppsr2q {
 
-struct StateSpaceInputs {   // C layout; kernels/state_space.py declares the same
-    const float* u;         // [tokens][channels]
-    const float* prompt;    // [tokens][N]
-    const float* x_proj;    // [rank + 2 N][channels]: rows of dt, B, C
-    const float* dt_proj;   // [channels][rank]
-    const float* A;         // [channels][N]
-    const float* D;         // [channels]
-    const float* dt_bias;   // [channels]
-    const float* bounds[6];  // of u, dt, delta, B, C (with the prompt) and the states; [2], or null with bits = 0
+struct StateSpaceInputs {  // C layout; kernels/state_space.py declares the same
+    const float* u;        // [tokens][channels]
+    const float* prompt;   // [tokens][N]
+    const float* x_proj;   // [rank + 2 N][channels]: rows of dt, B, C
+    const float* dt_proj;  // [channels][rank]
+    const float* A;        // [channels][N]
+    const float* D;        // [channels]
+    const float* dt_bias;  // [channels]
+    const float*
+        bounds[6];  // of u, dt, delta, B, C (with the prompt) and the states; [2], or null with bits = 0
     int bits[6];
     int rank;
 };
@@ -37,7 +39,9 @@ namespace detail {
 
 enum Quantized { Q_U, Q_DT, Q_DELTA, Q_B, Q_C, Q_STATES, QUANTIZED_TENSORS };
 
-inline vf load_up_to(const float* p, int count) { return count >= LANES ? load(p) : load_partial(p, count); }
+inline vf load_up_to(const float* p, int count) {
+    return count >= LANES ? load(p) : load_partial(p, count);
+}
 
 inline void store_up_to(float* p, vf x, int count) {
     if (count >= LANES) {
@@ -70,24 +74,30 @@ template <int N>
 class Projection {
 public:
     Projection(const ScanShape& shape, const StateSpaceInputs& in)
-        : shape(shape), in(in), outputs(in.rank + 2 * N),
-          x_proj(in.x_proj, shape.channels, outputs, true), dt_proj(in.dt_proj, in.rank, shape.channels, true) {
+        : shape(shape),
+          in(in),
+          outputs(in.rank + 2 * N),
+          x_proj(in.x_proj, shape.channels, outputs, true),
+          dt_proj(in.dt_proj, in.rank, shape.channels, true) {
         for (int i = 0; i < QUANTIZED_TENSORS; i++) {
             quantizers[i] = Quantizer(in.bounds[i], in.bits[i]);
         }
     }
 
     struct Block {
-        float* u;          // quantized, [BLOCK_TOKENS][padded channels]
-        float* projected;  // dt, B, C with its prompt, before their quantizers, [BLOCK_TOKENS][padded outputs]
-        float* dt;         // quantized, [BLOCK_TOKENS][padded rank]
-        float* delta;      // before its quantizer, like u
+        float* u;  // quantized, [BLOCK_TOKENS][padded channels]
+        float*
+            projected;  // dt, B, C with its prompt, before their quantizers, [BLOCK_TOKENS][padded outputs]
+        float* dt;      // quantized, [BLOCK_TOKENS][padded rank]
+        float* delta;   // before its quantizer, like u
     };
 
     int channel_width() const { return padded(shape.channels); }
     int output_width() const { return padded(outputs); }
     int rank_width() const { return padded(in.rank); }
-    std::size_t block_size() const { return BLOCK_TOKENS * (2 * channel_width() + output_width() + rank_width()); }
+    std::size_t block_size() const {
+        return BLOCK_TOKENS * (2 * channel_width() + output_width() + rank_width());
+    }
 
     // Returns what it watched.
     vf project(std::int64_t row, int rows, float* scratch, Block& block) const {
@@ -138,8 +148,8 @@ struct ScanOperands {
         : u(tokens * channels), delta(tokens * channels), B(tokens * N), C(tokens * N) {}
 
     ScanInputs inputs(const Projection<N>& projection) const {
-        return {u.data(), delta.data(), projection.in.A, B.data(), C.data(), projection.in.D, projection.in.dt_bias,
-                projection.quantizers[Q_STATES]};
+        return {u.data(), delta.data(),    projection.in.A,       B.data(),
+                C.data(), projection.in.D, projection.in.dt_bias, projection.quantizers[Q_STATES]};
     }
 };
 
@@ -161,8 +171,8 @@ bool fill_operands(const Projection<N>& projection, const ScanOperands<N>& opera
                 const float* own = block.projected + r * projection.output_width() + projection.in.rank;
                 const float* u = block.u + r * projection.channel_width();
                 std::copy(u, u + channels, operands.u.data() + token * channels);
-                quantize_slice(projection.quantizers[Q_DELTA], block.delta + r * projection.channel_width(), channels,
-                               operands.delta.data() + token * channels);
+                quantize_slice(projection.quantizers[Q_DELTA], block.delta + r * projection.channel_width(),
+                               channels, operands.delta.data() + token * channels);
                 quantize_slice(projection.quantizers[Q_B], own, N, operands.B.data() + token * N);
                 quantize_slice(projection.quantizers[Q_C], own + N, N, operands.C.data() + token * N);
             }
@@ -183,15 +193,17 @@ struct StateSpacePartial {
 
     explicit StateSpacePartial(const Projection<N>& p)
         : dt_proj(static_cast<std::int64_t>(p.outputs) * p.channel_width()),
-          bounds(dt_proj + static_cast<std::int64_t>(p.shape.channels) * p.rank_width()), size(bounds + 16) {}
+          bounds(dt_proj + static_cast<std::int64_t>(p.shape.channels) * p.rank_width()),
+          size(bounds + 16) {}
 };
 
-// From the gradients of the scan's operands (out.u and delta, B, C in scan) to those of the inputs, for one task.
+// From the gradients of the scan's operands (out.u and delta, B, C in scan) to those of the inputs, for one
+// task.
 template <int N>
-void project_backward(const Projection<N>& projection, const PackedMatrix& x_proj, const PackedMatrix& dt_proj,
-                      std::int64_t begin, std::int64_t end, const ScanGradients& scan,
-                      const StateSpaceGradients& out, const StateSpacePartial<N>& layout, float* scratch,
-                      float* partial) {
+void project_backward(const Projection<N>& projection, const PackedMatrix& x_proj,
+                      const PackedMatrix& dt_proj, std::int64_t begin, std::int64_t end,
+                      const ScanGradients& scan, const StateSpaceGradients& out,
+                      const StateSpacePartial<N>& layout, float* scratch, float* partial) {
     const ScanShape& shape = projection.shape;
     const int rank = projection.in.rank;
     const int width = projection.channel_width();
@@ -225,15 +237,15 @@ void project_backward(const Projection<N>& projection, const PackedMatrix& x_pro
                            grad + rank + N);
             std::copy(grad + rank + N, grad + rank + 2 * N, out.prompt + (row + r) * N);
         }
-        add_outer_products(grad_projected, output_width, block.u, width, rows, projection.outputs, shape.channels,
-                           partial);
+        add_outer_products(grad_projected, output_width, block.u, width, rows, projection.outputs,
+                           shape.channels, partial);
         multiply_rows(grad_projected, output_width, rows, x_proj, [&](int r, int column, vf sums) {
             const std::int64_t at = (row + r) * shape.channels + column;
             const int exist = shape.channels - column;
             vf grad = sums + load_up_to(out.u + at, exist);
             if (projection.quantizers[Q_U].on) {
-                grad = quantize_backward(projection.quantizers[Q_U], load_up_to(projection.in.u + at, exist), grad,
-                                         bounds[Q_U]);
+                grad = quantize_backward(projection.quantizers[Q_U], load_up_to(projection.in.u + at, exist),
+                                         grad, bounds[Q_U]);
             }
             store_up_to(out.u + at, grad, exist);
         });
@@ -264,8 +276,10 @@ void state_space_backward(const ScanShape& shape, const StateSpaceInputs& in, co
     Buffer grad_delta(tokens * shape.channels);
     Buffer grad_B(tokens * N);
     Buffer grad_C(tokens * N);
-    const ScanGradients scan{out.u, grad_delta.data(), out.A, grad_B.data(), grad_C.data(), out.D, out.dt_bias,
-                             out.bounds + 2 * detail::Q_STATES};
+    const ScanGradients scan{out.u,         grad_delta.data(),
+                             out.A,         grad_B.data(),
+                             grad_C.data(), out.D,
+                             out.dt_bias,   out.bounds + 2 * detail::Q_STATES};
     detail::fill_operands(projection, operands);
     selective_scan_backward<N>(shape, operands.inputs(projection), checkpoints, grad_y, scan);
 
@@ -277,8 +291,8 @@ void state_space_backward(const ScanShape& shape, const StateSpaceInputs& in, co
     const std::size_t scratch_size =
         projection.block_size() + BLOCK_TOKENS * (projection.channel_width() + projection.output_width());
     parallel_tasks(split.tasks, scratch_size, [&](std::int64_t task, float* scratch) {
-        detail::project_backward<N>(projection, x_proj, dt_proj, split.begin(task), split.end(task), scan, out, layout,
-                                    scratch, partial.data() + task * layout.size);
+        detail::project_backward<N>(projection, x_proj, dt_proj, split.begin(task), split.end(task), scan,
+                                    out, layout, scratch, partial.data() + task * layout.size);
     });
     std::vector<float> total(layout.size);
     add_partials(partial.data(), split.tasks, layout.size, layout.size, total.data());

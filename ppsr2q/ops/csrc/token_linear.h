@@ -1,4 +1,5 @@
-// Forward and backward of [norm ->] quantizer -> linear layers on token rows, built from the products of linear.h.
+// Forward and backward of [norm ->] quantizer -> linear layers on token rows, built from the products of
+// linear.h.
 #pragma once
 
 #include "linear.h"
@@ -85,9 +86,10 @@ inline bool token_linear_forward(const TokenLinear& call) {
                     factor = quantized;
                     factor_stride = width;
                 }
-                detail::multiply_rows(factor, factor_stride, rows, weights[i], [&](int r, int column, vf sums) {
-                    watched = watch(watched, detail::finish(call.layers[i], row + r, column, sums));
-                });
+                detail::multiply_rows(
+                    factor, factor_stride, rows, weights[i], [&](int r, int column, vf sums) {
+                        watched = watch(watched, detail::finish(call.layers[i], row + r, column, sums));
+                    });
             }
         }
         if (!all_finite(watched)) {
@@ -99,7 +101,8 @@ inline bool token_linear_forward(const TokenLinear& call) {
 
 namespace detail {
 
-// Where the parts of a task's partial gradients lie: norm scale and shift, then weight, bias and bounds of each layer.
+// Where the parts of a task's partial gradients lie: norm scale and shift, then weight, bias and bounds of
+// each layer.
 struct PartialLayout {
     std::vector<std::int64_t> layer;  // start of every layer's part
     std::int64_t size;
@@ -128,7 +131,7 @@ inline void layer_backward(const TokenLinear& call, int i, const LinearGradient&
     const Quantizer quantizer = call.quantizer(i);
     const float* grad = gradient.y + row * outputs;
     if (outputs != padded_outputs) {  // so that whole vectors can be read
-        float* copy = scratch + BLOCK_TOKENS * width + LANES;
+        float* copy = scratch + BLOCK_TOKENS * width;
         for (int r = 0; r < rows; r++) {
             copy_padded(grad + r * outputs, outputs, copy + r * padded_outputs);
         }
@@ -150,7 +153,8 @@ inline void layer_backward(const TokenLinear& call, int i, const LinearGradient&
         if (quantizer.on) {
             const float* p = source + r * stride + column;
             const int exist = std::min(LANES, call.inputs - column);
-            sums = quantize_backward(quantizer, exist == LANES ? load(p) : load_partial(p, exist), sums, bounds);
+            sums =
+                quantize_backward(quantizer, exist == LANES ? load(p) : load_partial(p, exist), sums, bounds);
         }
         float* to = grad_source + r * width + column;
         store(to, load(to) + sums);
@@ -159,8 +163,8 @@ inline void layer_backward(const TokenLinear& call, int i, const LinearGradient&
 
 }  // namespace detail
 
-// gradients[i].y is given; fills grad_x [rows][inputs] (may be null without a norm), the other members of gradients,
-// and, with a norm, grad_scale and grad_shift [inputs] (may be null).
+// gradients[i].y is given; fills grad_x [rows][inputs] (may be null without a norm), the other members of
+// gradients, and, with a norm, grad_scale and grad_shift [inputs] (may be null).
 inline void token_linear_backward(const TokenLinear& call, const LinearGradient* gradients, float* grad_x,
                                   float* grad_scale, float* grad_shift) {
     const int width = padded(call.inputs);
@@ -173,7 +177,7 @@ inline void token_linear_backward(const TokenLinear& call, const LinearGradient*
     const RowTasks split(call.rows, LINEAR_LEAST);
     Buffer partial(split.tasks * layout.size);
     const std::size_t block = static_cast<std::size_t>(BLOCK_TOKENS) * width;
-    const std::size_t scratch_size = 4 * block + LANES + static_cast<std::size_t>(BLOCK_TOKENS) * (outputs + 1);
+    const std::size_t scratch_size = 4 * block + static_cast<std::size_t>(BLOCK_TOKENS) * (outputs + 1);
     parallel_tasks(split.tasks, scratch_size, [&](std::int64_t task, float* scratch) {
         float* standardized = scratch;
         float* normalized = scratch + block;
@@ -198,8 +202,8 @@ inline void token_linear_backward(const TokenLinear& call, const LinearGradient*
             for (int i = 0; i < call.count; i++) {
                 BoundGradients bounds;
                 float* layer = own + layout.layer[i];
-                detail::layer_backward(call, i, gradients[i], weights[i], row, rows, source, stride, free, grad_source,
-                                       layer, layout, bounds);
+                detail::layer_backward(call, i, gradients[i], weights[i], row, rows, source, stride, free,
+                                       grad_source, layer, layout, bounds);
                 float* total = layer + layout.bounds(call.layers[i].outputs);
                 total[0] += sum(bounds.lower);
                 total[1] += sum(bounds.upper);
@@ -207,8 +211,8 @@ inline void token_linear_backward(const TokenLinear& call, const LinearGradient*
             for (int r = 0; r < rows; r++) {
                 float* to = grad_x + (row + r) * call.inputs;
                 if (call.norm) {
-                    call.norm->backward(standardized + r * width, inverse[r], grad_source + r * width, to, own,
-                                        own + width);
+                    call.norm->backward(standardized + r * width, inverse[r], grad_source + r * width, to,
+                                        own, own + width);
                 } else if (grad_x) {
                     std::copy(grad_source + r * width, grad_source + r * width + call.inputs, to);
                 }
@@ -229,10 +233,12 @@ inline void token_linear_backward(const TokenLinear& call, const LinearGradient*
                       gradients[i].weight + k * columns);
         }
         if (gradients[i].bias) {
-            std::copy(layer + layout.bias(columns), layer + layout.bias(columns) + columns, gradients[i].bias);
+            std::copy(layer + layout.bias(columns), layer + layout.bias(columns) + columns,
+                      gradients[i].bias);
         }
         if (gradients[i].bounds) {
-            std::copy(layer + layout.bounds(columns), layer + layout.bounds(columns) + 2, gradients[i].bounds);
+            std::copy(layer + layout.bounds(columns), layer + layout.bounds(columns) + 2,
+                      gradients[i].bounds);
         }
     }
 }

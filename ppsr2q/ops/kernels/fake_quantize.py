@@ -28,7 +28,8 @@ class _FakeQuantize(paddle.autograd.PyLayer):
         grad = native.contiguous(grad)
         grad_x = paddle.empty_like(x) if ctx.needs_x else None
         grad_bounds = paddle.empty_like(bounds)
-        run = native.function("fake_quantize_backward", POINTER, POINTER, INT, POINTER, SIZE, POINTER, POINTER)
+        run = native.function("fake_quantize_backward", POINTER, POINTER, INT, POINTER, SIZE, POINTER,
+                              POINTER)
         status = run(pointer(x), pointer(bounds), ctx.bits, pointer(grad), x.size, pointer(grad_x),
                      pointer(grad_bounds))
         native.check(status, "fake_quantize", {})

@@ -17,8 +17,8 @@ _COMMON = (POINTER, SIZE, INT, POINTER, POINTER, FLOAT, POINTER, INT)
 class _Layer(ctypes.Structure):
     """LinearLayer of csrc/token_linear.h."""
 
-    _fields_ = [("weight", POINTER), ("bias", POINTER), ("bounds", POINTER), ("residual", POINTER), ("y", POINTER),
-                ("bits", INT), ("outputs", INT)]
+    _fields_ = [("weight", POINTER), ("bias", POINTER), ("bounds", POINTER), ("residual", POINTER),
+                ("y", POINTER), ("bits", INT), ("outputs", INT)]
 
 
 class _Gradient(ctypes.Structure):
@@ -28,7 +28,7 @@ class _Gradient(ctypes.Structure):
 
 
 class _Arguments(NamedTuple):
-    """One layer's tensors: weight [d_in, d_out], bias [d_out], bounds of its input quantizer [2], residual."""
+    """One layer's weight [d_in, d_out], bias [d_out], bounds of its input quantizer [2] and residual."""
 
     weight: paddle.Tensor
     bias: Optional[paddle.Tensor]
@@ -92,9 +92,10 @@ class _TokenLinear(paddle.autograd.PyLayer):
         operator, epsilon, bits = ctx.settings
         call, layers = _Call(operator, x, scale, shift, epsilon, bits), _group(flat)
         grads = [native.contiguous(grad) for grad in grads]
-        results = [paddle.empty_like(t) if needed else None for t, needed in zip((x, scale, shift, *flat), ctx.needs)]
+        given = (x, scale, shift, *flat)
+        results = [paddle.empty_like(t) if needed else None for t, needed in zip(given, ctx.needs)]
         if scale is not None:  # the kernel computes these three together
-            results[:3] = [paddle.empty_like(t) if r is None else r for t, r in zip((x, scale, shift), results)]
+            results[:3] = [paddle.empty_like(t) if r is None else r for t, r in zip(given, results[:3])]
         wanted = _group(results[3:])
         structures = (_Gradient * len(layers))(*[
             _Gradient(pointer(grad), pointer(own.weight), pointer(own.bias), pointer(own.bounds))
@@ -130,7 +131,8 @@ def _check_shapes(operator, x, layers):
                              f"{list(layer.weight.shape)}, [d_in, d_out]")
         expected = [*x.shape[:-1], layer.weight.shape[1]]
         if layer.residual is not None and list(layer.residual.shape) != expected:
-            raise ValueError(f"{operator}: residual must have shape {expected}, got {list(layer.residual.shape)}")
+            raise ValueError(
+                f"{operator}: residual must have shape {expected}, got {list(layer.residual.shape)}")
 
 
 def _token_mean(x, norm):
@@ -140,8 +142,8 @@ def _token_mean(x, norm):
     mean = paddle.empty([batch, channels])
     scale, shift, epsilon = (None, None, 0.0) if norm is None else (norm.weight, norm.bias, norm._epsilon)
     run = native.function("token_mean", POINTER, SIZE, SIZE, INT, POINTER, POINTER, FLOAT, POINTER)
-    status = run(pointer(x), batch, x.size // (batch * channels), channels, pointer(scale), pointer(shift), epsilon,
-                 pointer(mean))
+    tokens = x.size // (batch * channels)
+    status = run(pointer(x), batch, tokens, channels, pointer(scale), pointer(shift), epsilon, pointer(mean))
     native.check(status, "token_mean", {})
     return mean
 
@@ -155,8 +157,8 @@ def linear(x, layer, residual=None):
 
 
 def norm_linear(x, norm, layers):
-    """Kernel form of :func:`ppsr2q.ops.norm_linear`; a norm without parameters or one weight a sample goes to the
-    reference."""
+    """Kernel form of :func:`ppsr2q.ops.norm_linear`; a norm without parameters or one weight a sample goes
+    to the reference."""
     if norm.weight is None or norm.bias is None:
         return norm_linear_reference(x, norm, layers)
     mean = _token_mean(x, norm) if any(needs_token_mean(layer) for layer in layers) else None

@@ -24,7 +24,8 @@ def route(logits):
     batch, tokens, classes = logits.shape
     routing = Routing(*(paddle.empty([batch, tokens], "int32") for _ in range(3)))
     run = native.function("route", POINTER, SIZE, SIZE, INT, POINTER, POINTER, POINTER)
-    native.check(run(pointer(logits), batch, tokens, classes, *map(pointer, routing)), "route", {"logits": logits})
+    status = run(pointer(logits), batch, tokens, classes, *map(pointer, routing))
+    native.check(status, "route", {"logits": logits})
     return routing
 
 
@@ -53,7 +54,8 @@ def gather_rows(x, order, inverse):
     _check_rank("gather_rows", "x", x)
     for name, permutation in (("order", order), ("inverse", inverse)):
         if list(permutation.shape) != list(x.shape[:2]):
-            raise ValueError(f"gather_rows: {name} must have shape {list(x.shape[:2])}, got {list(permutation.shape)}")
+            raise ValueError(f"gather_rows: {name} must have shape {list(x.shape[:2])}, "
+                             f"got {list(permutation.shape)}")
     order, inverse = _int32(order), _int32(inverse)
     return _GatherRows.apply(x, order, inverse) if native.needs_gradient(x) else _gather(x, order)
 
@@ -62,7 +64,8 @@ def _prompt(table, index):
     classes, width = table.shape
     prompt = paddle.empty([*index.shape, width])
     run = native.function("routed_prompt_forward", POINTER, POINTER, SIZE, INT, INT, POINTER)
-    native.check(run(pointer(table), pointer(index), index.size, classes, width, pointer(prompt)), "routed_prompt", {})
+    status = run(pointer(table), pointer(index), index.size, classes, width, pointer(prompt))
+    native.check(status, "routed_prompt", {})
     return prompt
 
 
@@ -91,8 +94,9 @@ def routed_prompt(logits, index, table):
     logits, table, index = native.contiguous(logits), native.contiguous(table), _int32(index)
     _check_rank("routed_prompt", "logits", logits)
     if list(index.shape) != list(logits.shape[:2]) or table.shape[0] != logits.shape[-1]:
-        raise ValueError(f"routed_prompt: logits of shape {list(logits.shape)}, index of shape {list(index.shape)} and "
-                         f"table of shape {list(table.shape)} do not fit (B, L, T), (B, L) and (T, N)")
+        raise ValueError(f"routed_prompt: logits of shape {list(logits.shape)}, index of shape "
+                         f"{list(index.shape)} and table of shape {list(table.shape)} do not fit (B, L, T), "
+                         f"(B, L) and (T, N)")
     if native.needs_gradient(logits, table):
         return _RoutedPrompt.apply(logits, index, table)
     return _prompt(table, index)

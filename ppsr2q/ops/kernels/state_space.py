@@ -18,8 +18,8 @@ _COMMON = (POINTER, SIZE, SIZE, INT, INT)
 class _Inputs(ctypes.Structure):
     """StateSpaceInputs of csrc/state_space.h."""
 
-    _fields_ = [(name, POINTER) for name in _NAMES] + [("bounds", POINTER * len(POINTS)), ("bits", INT * len(POINTS)),
-                                                       ("rank", INT)]
+    _fields_ = [*((name, POINTER) for name in _NAMES), ("bounds", POINTER * len(POINTS)),
+                ("bits", INT * len(POINTS)), ("rank", INT)]
 
 
 class _Gradients(ctypes.Structure):
@@ -64,7 +64,8 @@ class _StateSpace(paddle.autograd.PyLayer):
         grad = native.contiguous(grad)
         grads = [paddle.empty_like(t) for t in tensors]
         grad_bounds = paddle.empty([len(POINTS), 2])
-        inputs, outputs = _inputs(tensors, bounds, ctx.bits), _Gradients(*map(pointer, grads), pointer(grad_bounds))
+        inputs = _inputs(tensors, bounds, ctx.bits)
+        outputs = _Gradients(*map(pointer, grads), pointer(grad_bounds))
         run = native.function("state_space_backward", *_COMMON, POINTER, POINTER, POINTER)
         status = run(ctypes.addressof(inputs), *u.shape, states, pointer(checkpoints), pointer(grad),
                      ctypes.addressof(outputs))
@@ -87,8 +88,8 @@ def state_space(u, prompt, x_proj_weight, dt_proj_weight, A, D, dt_bias, points=
 def _check_shapes(tensors):
     batch, length, channels = tensors[0].shape
     rank, states = tensors[3].shape[-1], tensors[4].shape[-1]
-    expected = ([batch, length, channels], [batch, length, states], [rank + 2 * states, channels], [channels, rank],
-                [channels, states], [channels], [channels])
+    expected = ([batch, length, channels], [batch, length, states], [rank + 2 * states, channels],
+                [channels, rank], [channels, states], [channels], [channels])
     for name, tensor, shape in zip(_NAMES, tensors, expected):
         if list(tensor.shape) != shape:
             raise ValueError(f"state_space: {name} must have shape {shape}, got {list(tensor.shape)}")
