@@ -192,17 +192,20 @@ inline vf quantize_matrix(const AttentionShape& s, const Quantizer& quantizer, c
     return watched;
 }
 
-// From the gradient of a quantized matrix that of the matrix, times scale, in place; returns those of the
-// bounds.
+// From the gradient of a quantized matrix that of the matrix, times scale, in place; returns those of the bounds, to
+// which keys that only fill a tile must not add: the quantizer may give their weights a level that is not 0.
 inline BoundGradients unquantize_gradient(const AttentionShape& s, const Quantizer& quantizer,
                                           const float* matrix, float scale, float* grad) {
     BoundGradients bounds;
-    for (int i = 0; i < s.matrix(); i += LANES) {
-        vf g = load(grad + i);
-        if (quantizer.on) {
-            g = quantize_backward(quantizer, load(matrix + i), g, bounds);
+    for (int c = 0; c < s.head_dim; c++) {
+        for (int i = 0; i < s.tokens(); i += LANES) {
+            const int at = c * s.columns() + i;
+            vf g = first_lanes(load(grad + at), s.tokens() - i);
+            if (quantizer.on) {
+                g = quantize_backward(quantizer, load(matrix + at), g, bounds);
+            }
+            store(grad + at, g * scale);
         }
-        store(grad + i, g * scale);
     }
     return bounds;
 }
