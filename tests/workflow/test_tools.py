@@ -1,0 +1,186 @@
+"""The whole job through the command line, on the embedded network and images, as small as it gets."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from ppsr2q.data.embedded import write_embedded
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = "configs/mambairv2_light_x2_w4a4.yml"
+
+
+def tool(name, *arguments, expect=0):
+    """Run a tool in its own process; returns its output, which must hold no traceback."""
+    done = subprocess.run([sys.executable, f"tools/{name}.py", *map(str, arguments)], cwd=ROOT, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "2"})
+    assert done.returncode == expect, done.stdout
+    assert "Traceback" not in done.stdout, done.stdout
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = write_embedded(tmp_path_factory.mktemp("data"))
+    for path in (root / "Embedded" / "HR").iterdir():  # smaller test images: this is a test of the tools
+        cv2.imwrite(str(path), cv2.imread(str(path))[:96, :120])
+    return root
+
+
+@pytest.fixture(scope="module")
+def options(data, tmp_path_factory):
+    return ["-c", CONFIG, "-o", "model.weights=embedded", "-o", f"data.train={data / 'train'}",
+            "-o", f"data.root={data}", "-o", f"output_dir={tmp_path_factory.mktemp('out')}", "-o", "calib.images=2",
+            "-o", "calib.lr_patch=16", "-o", "train.iterations=3", "-o", "train.batch=1", "-o", "train.lr_patch=16",
+            "-o", "train.validate_every=3", "-o", "train.validation_crops=1", "-o", "route_calib.iterations=2",
+            "-o", "route_calib.batch=1"]
+
+
+@pytest.fixture(scope="module")
+def out(options):
+    return Path(next(o.split("=")[1] for o in options if o.startswith("output_dir=")))
+
+
+@pytest.fixture(scope="module")
+def trained(options):
+    return tool("train", *options)
+
+
+@pytest.fixture(scope="module")
+def exported(options, trained):
+    tool("route_calib", *options)
+    return tool("export", *options)
+
+
+def test_missing_stages_name_the_tool_that_makes_them(options, tmp_path):
+    elsewhere = [*options, "-o", f"output_dir={tmp_path}"]
+    assert "tools/train.py" in tool("route_calib", *elsewhere, expect=2)
+    assert "tools/route_calib.py" in tool("export", *elsewhere, expect=2)
+    assert "tools/export.py" in tool("evaluate", *elsewhere, expect=2)
+
+
+def test_training_reports_and_keeps_a_dashboard(trained, out):
+    assert "[rgt] 3/3" in trained and "psnr_y" in trained
+    assert (out / "rectifiers.safetensors").is_file() and list((out / "log" / "rgt").iterdir())
+
+
+def test_export_writes_what_answers_alike(exported, out):
+    assert "fused.safetensors" in exported
+    assert (out / "inference" / "model.pdiparams").is_file()
+
+
+def test_the_inference_model_takes_any_size(exported, out):
+    import paddle
+
+    from ppsr2q.workflow.exporting import probe
+    from ppsr2q.workflow.networks import load_fused
+    model, fused = paddle.jit.load(str(out / "inference" / "model")), load_fused(out / "fused.safetensors")
+    with paddle.no_grad():
+        for size in ((16, 16), (5, 50)):
+            np.testing.assert_allclose(model(probe(size)).numpy(), fused(probe(size)).numpy(), atol=1e-5)
+
+
+def test_fused_weights_have_16_values_and_no_rectifier_is_left(exported, out):
+    from ppsr2q.workflow.networks import load_fused
+    network = load_fused(out / "fused.safetensors")
+    layer = network.layers[2].residual_group.layers[3]
+    for weight in (layer.q.weight, layer.convffn1.sg.conv.weight, layer.assm.selectiveScan.x_proj_weight):
+        assert len(np.unique(weight.numpy())) <= 16
+    assert not [name for name, _ in network.named_parameters() if "delta" in name or "gate" in name]
+
+
+def test_evaluation_measures_every_stage(exported, options, out, data, tmp_path):
+    tool("evaluate", "--model", out / "fused.safetensors", "-o", f"data.root={data}", "--sets", "Embedded",
+         "--json", tmp_path / "fused.json")
+    tool("evaluate", *options, "--stage", "osrc", "--sets", "Embedded", "--json", tmp_path / "osrc.json")
+    tool("evaluate", *options, "--stage", "fp", "--sets", "Embedded", "--json", tmp_path / "fp.json")
+    fused, osrc, full = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("fused", "osrc", "fp"))
+    assert set(fused) == {"Embedded", "protocol"} and set(fused["Embedded"]["images"]) == {"chelsea", "coffee"}
+    assert fused["Embedded"]["psnr_y"] == pytest.approx(osrc["Embedded"]["psnr_y"], abs=1e-3)
+    assert full["Embedded"]["psnr_y"] > fused["Embedded"]["psnr_y"] > 20
+
+
+def test_prediction_keeps_grey_alpha_and_depth(exported, out, tmp_path):
+    rng = np.random.default_rng(0)
+    images = {"grey.png": rng.integers(0, 255, (9, 20), np.uint8), "one.png": rng.integers(0, 255, (1, 1, 3), np.uint8),
+              "alpha.png": rng.integers(0, 255, (20, 9, 4), np.uint8),
+              "deep.png": rng.integers(0, 65535, (17, 17, 3), np.uint16)}
+    (tmp_path / "in").mkdir()
+    for name, image in images.items():
+        cv2.imwrite(str(tmp_path / "in" / name), image)
+    tool("predict", "--model", out / "fused.safetensors", tmp_path / "in", tmp_path / "out", "--tile", "16",
+         "--overlap", "4")
+    for name, image in images.items():
+        written = cv2.imread(str(tmp_path / "out" / name), cv2.IMREAD_UNCHANGED)
+        assert written.shape == (2 * image.shape[0], 2 * image.shape[1]) + image.shape[2:], name
+        assert written.dtype == image.dtype
+
+
+def test_damaged_images_do_not_stop_the_others(exported, out, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(b"no image")
+    cv2.imwrite(str(tmp_path / "in" / "b.png"), np.zeros((4, 4, 3), np.uint8))
+    said = tool("predict", "--model", out / "fused.safetensors", tmp_path / "in", tmp_path / "out", expect=2)
+    assert "a.png" in said and (tmp_path / "out" / "b.png").is_file()
+
+
+def test_damaged_models_are_refused(exported, out, tmp_path):
+    content = (out / "fused.safetensors").read_bytes()
+    for name, damaged in (("cut", content[:-100]), ("flipped", content[:-9] + b"\x55" + content[-8:])):
+        path = tmp_path / f"{name}.safetensors"
+        path.write_bytes(damaged)
+        assert str(path) in tool("predict", "--model", path, tmp_path, tmp_path / "o", expect=2)
+    said = tool("predict", "--model", out / "rectifiers.safetensors", tmp_path, tmp_path / "o", expect=2)
+    assert "'rectifiers'" in said and "fused model" in said
+
+
+def test_a_parity_failure_leaves_with_code_3(exported, options, monkeypatch):
+    from ppsr2q.core.config import load_config
+    from ppsr2q.core.errors import ParityError
+    from ppsr2q.workflow import cli, exporting
+    overrides = options[3::2]
+    real = exporting.load_fused
+
+    def slightly_wrong(path):
+        network = real(path)
+        network.upsample[0].bias.set_value(network.upsample[0].bias + 1e-3)
+        return network
+    monkeypatch.setattr(exporting, "load_fused", slightly_wrong)
+
+    def export():
+        exporting.export(load_config(ROOT / CONFIG, overrides), CONFIG, inference=False)
+    with pytest.raises(ParityError, match="0.001"):
+        export()
+    with pytest.raises(SystemExit) as left:
+        cli.run(export)
+    assert left.value.code == 3
+
+
+def test_rectifiers_of_other_weights_are_refused(trained, options, tmp_path):
+    from ppsr2q.models import MambaIRv2Light
+    from ppsr2q.models.checkpoint import save_weights
+    from ppsr2q.models.initialization import official_initialization
+    other = MambaIRv2Light(2)
+    official_initialization(other, 5)
+    save_weights(other, tmp_path / "other.safetensors", {})
+    said = tool("route_calib", *options, "-o", f"model.weights={tmp_path / 'other.safetensors'}", expect=2)
+    assert "rectifiers.safetensors" in said and "made for full-precision weights" in said
+
+
+@pytest.mark.parametrize("option, culprit", [
+    ("quant.bitz=4", "quant.bitz"), ("quant.bits=9", "quant.bits"), ("train.batch=many", "train.batch"),
+    ("quant.overrides={nowhere: 8}", "nowhere"), ("model.weights=nowhere.pdparams", "nowhere.pdparams"),
+    ("data.train=nowhere", "nowhere"),
+])
+def test_mistakes_are_named(options, option, culprit):
+    assert culprit in tool("train", *options, "-o", option, expect=2)
+
+
+def test_the_plan_can_be_printed_without_weights():
+    said = tool("train", "-c", "configs/mambairv2_light_x4_w2a2.yml", "--show-plan")
+    assert "win_mhsa.points.map" in said and "789,680" in said and "1.044 MiB" in said
