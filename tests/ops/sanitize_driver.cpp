@@ -102,6 +102,34 @@ void selective_scan(int64_t batch, int64_t length, int channels, int states, int
            {&y, &all_states, &grad_u, &grad_delta, &grad_A, &grad_B, &grad_C, &grad_bounds});
 }
 
+void state_space(int64_t batch, int64_t length, int channels, int states, int rank, int bits) {
+    const int64_t tokens = batch * length;
+    const int outputs = rank + 2 * states;
+    Array<float> u = random_array(tokens * channels), prompt = random_array(tokens * states),
+                 y(tokens * channels);
+    Array<float> x_proj = random_array(outputs * channels), dt_proj = random_array(channels * rank);
+    Array<float> A = random_array(channels * states), D = random_array(channels),
+                 bias = random_array(channels);
+    for (int64_t i = 0; i < A.size(); i++) {
+        A[i] = -std::fabs(A[i]);
+    }
+    Array<float> checkpoints(batch * ((length + 31) / 32) * ((channels + 15) / 16 * 16) * states);
+    Array<float> grad_y = random_array(y.size()), grad_u(u.size()), grad_prompt(prompt.size());
+    Array<float> grad_x_proj(x_proj.size()), grad_dt_proj(dt_proj.size()), grad_A(A.size()), grad_D(channels);
+    Array<float> grad_bias(channels), grad_bounds(12);
+    const float b[2] = {-0.7f, 0.6f};
+    const ppsr2q::StateSpaceInputs in{
+        u,   prompt, x_proj, dt_proj, A, D, bias, {b, b, b, b, b, b}, {bits, bits, bits, bits, bits, bits},
+        rank};
+    const ppsr2q::StateSpaceGradients gradients{grad_u, grad_prompt, grad_x_proj, grad_dt_proj,
+                                                grad_A, grad_D,      grad_bias,   grad_bounds};
+    int status = ppsr2q_state_space_forward(&in, batch, length, channels, states, y, checkpoints);
+    status |=
+        ppsr2q_state_space_backward(&in, batch, length, channels, states, checkpoints, grad_y, &gradients);
+    expect("state_space", status,
+           {&y, &grad_u, &grad_prompt, &grad_x_proj, &grad_dt_proj, &grad_A, &grad_bounds});
+}
+
 void routing(int64_t batch, int64_t tokens, int classes, int width) {
     Array<float> logits = random_array(batch * tokens * classes), table = random_array(classes * width);
     Array<int32_t> index(batch * tokens), order(batch * tokens), inverse(batch * tokens);
@@ -182,6 +210,9 @@ int main() {
         selective_scan(2, 100, 48, 8, bits);
         selective_scan(1, 33, 20, 16, bits);
         selective_scan(1, 1, 3, 4, bits);
+        state_space(2, 100, 48, 8, 3, bits);
+        state_space(1, 290, 20, 16, 5, bits);
+        state_space(1, 1, 3, 4, 1, bits);
         window_attention(1, 32, 32, 4, 12, 16, 8, bits);
         window_attention(2, 16, 24, 6, 10, 8, 0, bits);
         gated_mixing(1, 16, 16, 24, bits);
