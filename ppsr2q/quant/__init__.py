@@ -1,4 +1,5 @@
 """Quantization and nothing else: range searches, one quantizer, quantized layers, plans and their cost."""
+import ppsr2q.ops  # noqa: F401  settles the environment before Paddle is imported, or says how to get it
 from ppsr2q.quant.calibrate import CalibrationSettings, calibrate, get_bounds, set_bounds
 from ppsr2q.quant.convert import named_quantizers, quantize
 from ppsr2q.quant.fake_quantizer import FakeQuantizer, QuantizerOptions, keep_open

@@ -13,7 +13,7 @@ def test_the_example_of_a_network_of_ones_own(capsys):
     assert len(code) <= 15
     exec(compile(example, "README.md", "exec"), {})
     loss, bounds = capsys.readouterr().out.split(" ", 1)
-    assert 0 < float(loss) < 0.1 and bounds.startswith("[")
+    assert 0 < float(loss) < 0.5 and bounds.startswith("[")
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"(?:tools|configs|benchmarks)/[\w./-]+\.(?:py|sh|yml)", README))))
