@@ -208,7 +208,8 @@ class MambaIRv2Light(nn.Layer):
             return None
         rng = np.random.default_rng([self.routing_seed, block])
         shape = (tokens.shape[0], tokens.shape[1], CLASSES)
-        return paddle.to_tensor(-np.log(rng.standard_exponential(shape, dtype=np.float32)))
+        exponential = rng.standard_exponential(shape, dtype=np.float32)
+        return paddle.to_tensor(-np.log(np.maximum(exponential, np.finfo(np.float32).tiny)))  # it does draw 0
 
     def _run(self, layer, tokens, size, noise):
         if not paddle.in_dynamic_mode():

@@ -16,9 +16,9 @@ def main() -> None:
     exported = export(config, arguments.config, not arguments.no_inference_model)
     print(f"{exported.fused}: {exported.fused.stat().st_size:,} bytes, differs from the calibrated student by "
           f"{exported.fused_difference:.2g}")
-    if not arguments.no_inference_model:
+    if exported.inference_difference is not None:
         print(f"{exported.inference}: Paddle inference model, any height and width, differs by "
-              f"{exported.inference_difference:.2g}")
+              f"{exported.inference_difference:.2g} (root mean square)")
 
 
 if __name__ == "__main__":

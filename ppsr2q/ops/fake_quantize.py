@@ -12,22 +12,39 @@ def levels(bits: int) -> int:
     return 2**bits - 1
 
 
+# numpy, torch and Paddle 3 round half to even; Paddle 2.6 rounds it away from zero
+_ROUNDS_HALF_TO_EVEN = float(paddle.round(paddle.full([], 2.5))) == 2.0
+
+
+def round_half_even(x: paddle.Tensor) -> paddle.Tensor:
+    """Nearest whole number, the even one of two that are equally near, on every version of Paddle."""
+    if _ROUNDS_HALF_TO_EVEN:
+        return paddle.round(x)
+    half = x / paddle.full([], 2.0, x.dtype)
+    return paddle.where(paddle.abs(x - paddle.trunc(x)) == 0.5, 2 * paddle.round(half), paddle.round(x))
+
+
+def _step(bounds, bits):
+    # a tensor as divisor: Paddle 2.6 multiplies by the rounded inverse of a number instead
+    return (bounds[1] - bounds[0]) / paddle.full([], levels(bits), bounds.dtype)
+
+
 def codes(x: paddle.Tensor, bounds: paddle.Tensor, bits: int) -> paddle.Tensor:
     """Integer codes round((clip(x, a, b) - a) / s) as float32, any shape; round half to even."""
     lower, upper = bounds[0], bounds[1]
     clipped = paddle.minimum(paddle.maximum(x, lower), upper)
-    return paddle.round((clipped - lower) / ((upper - lower) / levels(bits)))
+    return round_half_even((clipped - lower) / _step(bounds, bits))
 
 
 def quantize_dequantize(x: paddle.Tensor, bounds: paddle.Tensor, bits: int) -> paddle.Tensor:
     """Eq. 1 in plain Paddle operators, without a gradient for the bounds: x_q = r s + a."""
-    return codes(x, bounds, bits) * ((bounds[1] - bounds[0]) / levels(bits)) + bounds[0]
+    return codes(x, bounds, bits) * _step(bounds, bits) + bounds[0]
 
 
 def quantize_dequantize_constant(x: paddle.Tensor, lower: float, upper: float, bits: int) -> paddle.Tensor:
     """Eq. 1 with bounds that are numbers: the few operators an exported graph needs."""
     step = float((np.float32(upper) - np.float32(lower)) / np.float32(levels(bits)))
-    position = paddle.round((paddle.clip(x, lower, upper) - lower) / step)
+    position = round_half_even((paddle.clip(x, lower, upper) - lower) / step)
     return paddle.scale(position, step, lower)
 
 

@@ -24,7 +24,8 @@ class Routing(NamedTuple):
 def route_reference(logits):
     """Pure-Paddle :func:`route`."""
     index = paddle.argmax(logits, axis=-1)
-    order = paddle.argsort(index, axis=-1, stable=True)
+    # unique keys make any sort stable (Paddle 2.6 has no stable one); int64, for float32 is exact to 2^24 only
+    order = paddle.argsort(index * index.shape[1] + paddle.arange(index.shape[1]), axis=-1)
     return Routing(index, order, paddle.argsort(order, axis=-1))
 
 

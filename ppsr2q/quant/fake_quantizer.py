@@ -8,7 +8,7 @@ import numpy as np
 import paddle
 
 from ppsr2q import ops
-from ppsr2q.ops.fake_quantize import levels, quantize_dequantize_constant
+from ppsr2q.ops.fake_quantize import levels, quantize_dequantize_constant, round_half_even
 
 MIN_RELATIVE_WIDTH = 1e-3  # b - a never falls below this share of the searched range (relative bounds)
 MIN_WIDTH = 1e-6  # nor below this (absolute bounds)
@@ -36,7 +36,7 @@ class QuantizerOptions:
 def snap_zero_point(bounds: paddle.Tensor, bits: int) -> paddle.Tensor:
     """Bounds moved so that -a/s is a whole number in [0, 2^n - 1]; the gradient passes straight through."""
     step = (bounds[1] - bounds[0]) / levels(bits)
-    zero = paddle.clip(paddle.round(-bounds[0] / step), 0, levels(bits))
+    zero = paddle.clip(round_half_even(-bounds[0] / step), 0, levels(bits))
     snapped = paddle.stack([-zero * step, (levels(bits) - zero) * step])
     return bounds + (snapped - bounds).detach()
 

@@ -88,3 +88,11 @@ def test_empty_and_integer_tensors_are_named():
             fake_quantize(paddle.zeros([0, 3]), bounds(-1.0, 1.0), 4)
         with pytest.raises(ValueError, match=r"fake_quantize: x of shape \[3\] must be floating point"):
             fake_quantize(paddle.zeros([3], "int32"), bounds(-1.0, 1.0), 4)
+
+
+def test_halves_round_to_even_on_every_version_of_paddle(monkeypatch):
+    from ppsr2q.ops import fake_quantize as module
+    x = np.array([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 3.5, 2.4999, 2.6, 254.5], np.float32)
+    for native in (module._ROUNDS_HALF_TO_EVEN, False):
+        monkeypatch.setattr(module, "_ROUNDS_HALF_TO_EVEN", native)
+        np.testing.assert_array_equal(module.round_half_even(paddle.to_tensor(x)).numpy(), np.round(x))
