@@ -150,8 +150,8 @@ def test_bilinear_start_upsamples_bilinearly(scale):
     step = (ramp[1] - ramp[0]) / scale
     positions = ramp[0] + (np.arange(32 * scale) - (scale - 1) / 2) * step
     inner = slice(4 * scale, -4 * scale)
-    assert np.abs(y[0][:, inner] - positions[inner]).mean() < 0.02
-    assert np.abs(y[1][inner] - positions[inner, None]).mean() < 0.02
+    assert np.abs(y[0][:, inner] - positions[inner]).mean() < 0.05
+    assert np.abs(y[1][inner] - positions[inner, None]).mean() < 0.05
 
 
 def test_wrong_arguments_are_refused():
