@@ -118,6 +118,11 @@ def make_student(config: Config) -> Quantized:
     return quantized
 
 
+def search_only(config: Config) -> None:
+    """Stage 0 alone; writes ``searched_bounds.safetensors``."""
+    search_bounds(config, build_quantized(config))
+
+
 def train(config: Config, resume: bool = False) -> TrainResult:
     """Stages 0 and 1; writes ``searched_bounds.safetensors`` and ``rectifiers.safetensors``."""
     quantized = make_student(config)
