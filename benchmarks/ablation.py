@@ -22,8 +22,9 @@ from ppsr2q.workflow import cli
 
 RESULTS = Path(__file__).parent / "results"
 CONFIG = "configs/mambairv2_light_x2_w4a4.yml"
-SCHEDULE = ["train.iterations=60", "train.batch=4", "train.lr_patch=32", "route_calib.iterations=30",
-            "route_calib.batch=4", "train.validate_every=30", "train.validation_crops=4", "train.save_every=20"]
+SCHEDULE = ["calib.lr_patch=32", "train.iterations=60", "train.batch=4", "train.lr_patch=32", "route_calib.iterations=30",
+            "route_calib.batch=4", "train.validate_every=30",
+            "train.validation_crops=4", "train.save_every=20"]
 #: title, output folder, further options, stage, the paper's Set5 PSNR (Table 2a, 12,000 + 500 iterations of batch 8)
 ROWS = [
     ("bicubic", "bounds", [], "bicubic", 33.66),
