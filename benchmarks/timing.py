@@ -1,0 +1,133 @@
+"""Measuring: calls interleaved in one process, and processes of their own whose memory and time are limited.
+
+Nothing here imports Paddle, so that the process which orders the measurements stays small.
+"""
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional
+
+from ppsr2q.core.errors import UserError
+
+_MEMORY_SHARE = 0.9  # of what is available; the rest is for the system
+
+
+class DoesNotFit(Exception):
+    """A measurement ran out of memory or time; the message is the reason that a record gives."""
+
+
+def interleave(calls: Mapping[str, Callable[[], object]], rounds: int) -> Dict[str, List[float]]:
+    """Seconds of every call in every round, round robin after one unmeasured round.
+
+    Whatever slows the machine for a while slows all calls alike, so ratios of medians hold.
+    """
+    for call in calls.values():
+        call()
+    samples: Dict[str, List[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            started = time.perf_counter()
+            call()
+            samples[name].append(time.perf_counter() - started)
+    return samples
+
+
+def peak_bytes() -> int:
+    """Largest resident memory of this process so far, in bytes.
+
+    Linux: VmHWM, because ru_maxrss survives exec and so holds the peak of the parent too.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return _kilobytes(status, "VmHWM") * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def limit_memory() -> None:
+    """From here on this process may take 90% of the memory that is available now; beyond it allocations fail
+    (MemoryError) instead of pushing the machine into its out-of-memory killer. Without /proc: no limit."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        taken = _kilobytes(Path("/proc/self/status"), "VmSize")
+        limit = (taken + int(_MEMORY_SHARE * _kilobytes(meminfo, "MemAvailable"))) * 1024
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def _kilobytes(path: Path, key: str) -> int:
+    line = next(line for line in path.read_text().splitlines() if line.startswith(f"{key}:"))
+    return int(line.split()[1])
+
+
+def in_child(function: Callable[..., Any], *arguments: Any, seconds: Optional[float] = None,
+             environment: Optional[Mapping[str, Optional[str]]] = None) -> Any:
+    """``function(*arguments)`` in a fresh process, which is ended afterwards.
+
+    Args:
+        function: of a module, since it is found by its name; arguments and result are pickled.
+        seconds: time limit, the start of the process included; None: none.
+        environment: variables of the child that differ from ours; None takes one away.
+
+    Raises:
+        DoesNotFit: over the time limit, out of memory, or ended by a signal.
+        UserError: raised by the function.
+        RuntimeError: any other error of the function, with its traceback.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(sender, function, arguments))
+    with _changed_environment(environment or {}):
+        process.start()
+    sender.close()
+    try:
+        if not receiver.poll(seconds):
+            raise DoesNotFit(f"takes more than {seconds:.0f} s")
+        succeeded, value = receiver.recv()
+    except EOFError:
+        process.join()
+        raise DoesNotFit(f"its process ended with {_ending(process.exitcode)}, most likely for want of memory"
+                         ) from None
+    finally:
+        process.kill()
+        process.join()
+    if succeeded:
+        return value
+    raise value
+
+
+def _child(sender: Any, function: Callable[..., Any], arguments: tuple) -> None:
+    try:
+        outcome = (True, function(*arguments))
+    except MemoryError:
+        outcome = (False, DoesNotFit(f"needs more memory than is free here ({peak_bytes() / 1e9:.1f} GB were taken)"))
+    except UserError as error:
+        outcome = (False, error)
+    except Exception:  # handed to the parent, which raises it
+        outcome = (False, RuntimeError(f"in a child process:\n{traceback.format_exc()}"))
+    sender.send(outcome)
+
+
+def _ending(exitcode: int) -> str:
+    return signal.Signals(-exitcode).name if exitcode < 0 else f"code {exitcode}"
+
+
+@contextlib.contextmanager
+def _changed_environment(changes: Mapping[str, Optional[str]]) -> Iterator[None]:
+    before = dict(os.environ)
+    for key, value in changes.items():
+        os.environ.pop(key, None)
+        if value is not None:
+            os.environ[key] = value
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
