@@ -25,6 +25,7 @@ CONFIG = "configs/mambairv2_light_x2_w4a4.yml"
 SCHEDULE = ["calib.lr_patch=32", "train.iterations=60", "train.batch=4", "train.lr_patch=32", "route_calib.iterations=30",
             "route_calib.batch=4", "train.validate_every=30",
             "train.validation_crops=4", "train.save_every=20"]
+GENTLE = ["quant.parametrization=relative", "train.lr_bounds=1e-3", "train.lr_rectifier=2e-3", "train.warmup=10"]
 #: title, output folder, further options, stage, the paper's Set5 PSNR (Table 2a, 12,000 + 500 iterations of batch 8)
 ROWS = [
     ("bicubic", "bounds", [], "bicubic", 33.66),
@@ -35,6 +36,7 @@ ROWS = [
     ("trained bounds", "bounds", ["rectifier.enabled=false"], "bounds", 37.20),
     ("+ RGT (dynamic gate, mean weights)", "rgt", [], "rgt", 37.60),
     ("+ RGT + OSRC", "rgt", [], "osrc", 37.72),
+    ("+ RGT, relative bounds, gentler rates", "gentle", GENTLE, "rgt", None),
 ]
 
 

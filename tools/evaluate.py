@@ -7,20 +7,18 @@ FOLDER holds Set5/HR/*, … (tools/prepare_data.py checks it). Missing low-resol
 """
 import json
 
-from ppsr2q.core.errors import UserError
 from ppsr2q.workflow import cli
 
 
 def main() -> None:
     parser = cli.make_parser(__doc__, needs_config=False)
-    parser.add_argument("--model", metavar="FILE", help="a fused model; carries its architecture and plan")
+    parser.add_argument("--model", metavar="FILE",
+                        help="a fused model; carries its architecture and plan, -c is then optional")
     parser.add_argument("--stage", choices=("bicubic", "fp", "searched", "bounds", "rgt", "osrc", "fused"),
                         help="with -c: which state to measure (default: fused, or fp with quant.bits: null)")
     parser.add_argument("--sets", metavar="A,B", help="test sets (default: data.sets of the config)")
     parser.add_argument("--json", metavar="FILE", help="also write the results, image by image")
     arguments = parser.parse_args()
-    if (arguments.config is None) == (arguments.model is None):
-        raise UserError("give either -c CONFIG or --model FILE")
     config = cli.configure(arguments)
     from ppsr2q.core.files import atomic_path
     from ppsr2q.evaluation.evaluator import format_results

@@ -12,6 +12,12 @@ Upscaler = Callable[[np.ndarray], np.ndarray]
 OFFICIAL_TILE = 200  # LR pixels; basicsr/models/mambairv2_model.py of MambaIR
 
 
+def check_tiling(tile: int, overlap: int) -> None:
+    """Raise a UserError when :func:`run_tiled` cannot work with these."""
+    if tile < 1 or not 0 <= overlap <= tile // 2:
+        raise UserError(f"tile {tile}, overlap {overlap}: expected tile >= 1 and 0 <= overlap <= tile / 2")
+
+
 def run_tiled(upscale: Upscaler, image: np.ndarray, tile: int, overlap: int, scale: int) -> np.ndarray:
     """Upscale in overlapping square tiles whose common part is cross-faded linearly, so that no seam shows.
 
@@ -35,8 +41,7 @@ def run_tiled(upscale: Upscaler, image: np.ndarray, tile: int, overlap: int, sca
         UserError: ``tile`` below 1, or ``overlap`` negative or more than half of it.
         ValueError: ``upscale`` returned another shape.
     """
-    if tile < 1 or not 0 <= overlap <= tile // 2:
-        raise UserError(f"tile {tile}, overlap {overlap}: expected tile >= 1 and 0 <= overlap <= tile / 2")
+    check_tiling(tile, overlap)
     height, width = image.shape[:2]
     result = np.empty((height * scale, width * scale, image.shape[2]), np.float32)
     for top, bottom, *fade_rows in _spans(height, tile, overlap):

@@ -49,7 +49,12 @@ def _part(artifact: Artifact, prefix: str) -> Dict[str, np.ndarray]:
     return {key[len(prefix):]: value for key, value in artifact.tensors.items() if key.startswith(prefix)}
 
 
-def _set_bounds(student: nn.Layer, artifact: Artifact, path: Union[str, Path]) -> None:
+def load_bounds(student: nn.Layer, artifact: Artifact, path: Union[str, Path]) -> None:
+    """Set the bounds of a student from the ``bounds/<plan name>`` arrays of any artifact.
+
+    Raises:
+        UserError: names differ (another plan or architecture).
+    """
     try:
         set_bounds(student, _part(artifact, "bounds/"))
     except ValueError as error:
@@ -70,7 +75,7 @@ def load_rectifiers(student: nn.Layer, artifact: Artifact, path: Union[str, Path
     if odd:
         raise UserError(f"{path}: its rectifiers differ from the configured ones, first at {sorted(odd)[0]} "
                         "(rectifier.number, rectifier.rank or rectifier.gate of another run?)")
-    _set_bounds(student, artifact, path)
+    load_bounds(student, artifact, path)
     for name, parameter in parameters.items():
         parameter.set_value(stored[name])
 
@@ -98,7 +103,7 @@ def load_table(student: nn.Layer, path: Union[str, Path]) -> Artifact:
         UserError: damaged file, or a table for another plan or architecture.
     """
     artifact = load_artifact(path, TABLE_KIND)
-    _set_bounds(student, artifact, path)
+    load_bounds(student, artifact, path)
     for name, increment in _part(artifact, "increment/").items():
         try:
             layer = get_sublayer(student, name)

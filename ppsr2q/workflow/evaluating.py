@@ -11,16 +11,14 @@ from paddle import nn
 
 from ppsr2q.core.config import Config
 from ppsr2q.core.errors import UserError
-from ppsr2q.core.files import load_artifact
 from ppsr2q.data.datasets import TestSet
 from ppsr2q.data.image_io import Picture, list_images, read_picture, write_picture
 from ppsr2q.evaluation.evaluator import bicubic_upscaler, evaluate
-from ppsr2q.evaluation.tiling import run_official_tiles, run_tiled
-from ppsr2q.quant import set_bounds
+from ppsr2q.evaluation.tiling import check_tiling, run_official_tiles, run_tiled
 from ppsr2q.workflow.exporting import load_calibrated, mean_gate_student
-from ppsr2q.workflow.networks import build_network, build_quantized, check_weights, load_fused, upscaler
+from ppsr2q.workflow.networks import build_network, build_quantized, load_fused, upscaler
 from ppsr2q.workflow.progress import Progress
-from ppsr2q.workflow.training import BOUNDS_KIND, load_trained, paths, require_stage
+from ppsr2q.workflow.training import load_searched_bounds, load_trained, paths, require_stage
 
 STAGES = ("bicubic", "fp", "searched", "bounds", "rgt", "osrc", "fused")
 Upscale = Callable[[np.ndarray], np.ndarray]
@@ -29,9 +27,8 @@ Upscale = Callable[[np.ndarray], np.ndarray]
 def _searched(config: Config, config_path: str) -> nn.Layer:
     path = paths(config)["bounds"]
     require_stage(path, "train", config_path)
-    quantized, artifact = build_quantized(config), load_artifact(path, BOUNDS_KIND)
-    check_weights(artifact, quantized.teacher, path)
-    set_bounds(quantized.student, {key[len("bounds/"):]: value for key, value in artifact.tensors.items()})
+    quantized = build_quantized(config)
+    load_searched_bounds(config, quantized)
     return quantized.student
 
 
@@ -60,8 +57,17 @@ def network_of_stage(config: Config, config_path: str, stage: Optional[str] = No
     return {"searched": _searched, "fused": _fused}[stage](config, config_path)
 
 
-def load_upscaler(config: Config, config_path: str, model: Optional[str], stage: Optional[str]) -> "tuple[Upscale, int]":
-    """(callable image -> image, scale) from a fused file, or from the config's stage."""
+def load_upscaler(config: Config, config_path: Optional[str], model: Optional[str],
+                  stage: Optional[str]) -> "tuple[Upscale, int]":
+    """(callable image -> image, scale) from a fused file, or from the config's stage.
+
+    Raises:
+        UserError: neither a config nor a file was given, or both a file and a stage.
+    """
+    if config_path is None and model is None:
+        raise UserError("give -c CONFIG or --model FILE")
+    if model is not None and stage is not None:
+        raise UserError(f"--stage {stage} is a state of a config's run; leave --model {model} out, or the stage")
     if model is not None:
         network = load_fused(model, config.model.routing, config.model.routing_seed)
         return upscaler(network), network.scale
@@ -98,12 +104,21 @@ def predict_picture(upscale: Upscale, scale: int, picture: Picture, tile: int, o
     return Picture(rgb, alpha, picture.gray, picture.depth)
 
 
+def _output_name(file: Path) -> str:
+    # JPEG and BMP hold no alpha, and re-encoding with losses would blur what was gained
+    return file.name if file.suffix.lower() in (".png", ".tif", ".tiff", ".webp") else f"{file.stem}.png"
+
+
 def predict(upscale: Upscale, scale: int, source: Path, target: Path, tile: int, overlap: int) -> List[Path]:
     """Super-resolve a file or all images of a folder into a folder.
 
     Raises:
-        UserError: nothing to read, or unreadable files; the readable images of a folder are done first.
+        UserError: nothing to read, or unreadable files; the readable images of a folder are done first. Before
+            anything is computed: tiles that do not overlap properly, a folder that cannot be written to, or two
+            images that would be written to one file.
     """
+    if tile:
+        check_tiling(tile, overlap)
     files = list_images(source) if source.is_dir() else [source]
     if not files:
         raise UserError(f"{source}: no images in this folder")
@@ -111,13 +126,19 @@ def predict(upscale: Upscale, scale: int, source: Path, target: Path, tile: int,
         raise UserError(f"{target}: expected a folder to write to, this is a file")
     if target.resolve() == (source if source.is_dir() else source.parent).resolve():
         raise UserError(f"{target}: is where the input lies; its images would be overwritten")
-    target.mkdir(parents=True, exist_ok=True)
-    progress, written, failed = Progress("super-resolving", len(files)), [], []
+    names: Dict[str, Path] = {}
     for file in files:
+        other = names.setdefault(_output_name(file), file)
+        if other is not file:
+            raise UserError(f"{other} and {file} would both be written to {target / _output_name(file)}; rename one")
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{target}: this folder cannot be made ({error.strerror})") from error
+    progress, written, failed = Progress("super-resolving", len(files)), [], []
+    for name, file in names.items():
         try:
             result = predict_picture(upscale, scale, read_picture(file), tile, overlap)
-            # JPEG and BMP hold no alpha, and re-encoding with losses would blur what was gained
-            name = file.name if file.suffix.lower() in (".png", ".tif", ".tiff", ".webp") else f"{file.stem}.png"
             write_picture(target / name, result)
             written.append(target / name)
         except UserError as error:

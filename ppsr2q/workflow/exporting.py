@@ -11,14 +11,14 @@ from paddle import nn
 
 from ppsr2q.core.config import Config
 from ppsr2q.core.errors import ParityError
-from ppsr2q.core.files import load_artifact, save_artifact
+from ppsr2q.core.files import save_artifact
 from ppsr2q.quant import get_bounds, named_quantizers
 from ppsr2q.quant.fake_quantizer import fix_bounds
 from ppsr2q.spr2q.fuse import FUSED_KIND, fuse, fused_state
 from ppsr2q.spr2q.rectifier import freeze_gates
-from ppsr2q.spr2q.routing_table import TABLE_KIND, load_table
+from ppsr2q.spr2q.routing_table import load_table
 from ppsr2q.workflow.batches import calibration_batch
-from ppsr2q.workflow.networks import Quantized, build_quantized, check_weights, load_fused, provenance
+from ppsr2q.workflow.networks import Quantized, build_quantized, check_origin, load_fused, provenance
 from ppsr2q.workflow.training import load_trained, paths, require_stage
 
 TOLERANCE = 1e-5  # of an output in [0, 1], largest difference: both networks run the same float32 operators
@@ -45,8 +45,7 @@ def load_calibrated(config: Config, config_path: str) -> Quantized:
     path = paths(config)["table"]
     require_stage(path, "route_calib", config_path)
     quantized = build_quantized(config)
-    check_weights(load_artifact(path, TABLE_KIND), quantized.teacher, path)
-    load_table(quantized.student, path)
+    check_origin(load_table(quantized.student, path), config, quantized.teacher, path)
     return quantized
 
 

@@ -11,7 +11,7 @@ from paddle import nn
 
 from ppsr2q.core.config import Config, config_to_dict
 from ppsr2q.core.errors import UserError
-from ppsr2q.core.files import load_artifact
+from ppsr2q.core.files import Artifact, load_artifact
 from ppsr2q.models import ARCHITECTURES
 from ppsr2q.models.checkpoint import load_weights, weights_sha256
 from ppsr2q.quant import PLAN_ENTRIES, Plan, QuantizerOptions, quantize, set_bounds
@@ -96,13 +96,22 @@ def provenance(config: Config, teacher: nn.Layer) -> Dict[str, Any]:
             "architecture": {"name": config.model.name, "scale": config.model.scale}}
 
 
-def check_weights(artifact, teacher: nn.Layer, path: Union[str, Path]) -> None:
-    """Refuse an artifact that was made for other full-precision weights."""
+def check_origin(artifact: Artifact, config: Config, teacher: nn.Layer, path: Union[str, Path]) -> None:
+    """Refuse an artifact of :func:`provenance` that was made for other full-precision weights or other quantizers.
+
+    Raises:
+        UserError: naming ``path`` and what differs.
+    """
     expected = weights_sha256(teacher)
     found = artifact.metadata.get("weights_sha256")
     if found != expected:
         raise UserError(f"{path}: made for full-precision weights {str(found)[:12]}…, but model.weights has "
                         f"{expected[:12]}…")
+    before, now = artifact.metadata["config"]["quant"], config_to_dict(config)["quant"]
+    for key in ("bits", "overrides", "zero_point"):  # bounds of other quantizers would load, and mean something else
+        if before[key] != now[key]:
+            raise UserError(f"{path}: made with quant.{key} = {before[key]!r}, now it is {now[key]!r}; restore it, or "
+                            "make the file again")
 
 
 def load_fused(path: Union[str, Path], routing: str = "argmax", routing_seed: int = 0) -> nn.Layer:

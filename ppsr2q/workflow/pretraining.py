@@ -67,8 +67,10 @@ def pretrain(config: Config, resume: bool = False) -> TrainResult:
     with open_dashboard(config, stage.name) as dashboard:
         result = Trainer(stage, batches, trainer_settings, out / "resume" / "pretrain.safetensors", dashboard,
                          provenance(config, network)).run(resume)
+    validation = stage.validate()
     if distributed.is_main():
         save_weights(network, out / "weights.safetensors",
                      {**provenance(config, network), "iterations": result.iterations, "seconds": result.seconds,
-                      "validation": stage.validate()})
+                      "validation": validation})
+    distributed.barrier()  # the launcher ends all processes as soon as one has left
     return result

@@ -19,9 +19,10 @@ from ppsr2q.spr2q.group_training import GroupTraining
 from ppsr2q.spr2q.losses import LossSettings
 from ppsr2q.spr2q.rectifier import RectifierSettings, attach_rectifiers, freeze_gates
 from ppsr2q.spr2q.routing_calibration import RoutingCalibration
-from ppsr2q.spr2q.routing_table import RECTIFIERS_KIND, load_rectifiers, save_rectifiers, save_table
+from ppsr2q.spr2q.routing_table import (RECTIFIERS_KIND, load_bounds, load_rectifiers, save_rectifiers,
+                                        save_table)
 from ppsr2q.workflow.batches import Validation, calibration_batch, training_batches
-from ppsr2q.workflow.networks import Quantized, build_quantized, check_weights, provenance
+from ppsr2q.workflow.networks import Quantized, build_quantized, check_origin, provenance
 from ppsr2q.workflow.progress import Progress
 
 BOUNDS_KIND = "searched bounds"
@@ -57,16 +58,20 @@ def search_bounds(config: Config, quantized: Quantized) -> None:
         save_artifact(paths(config)["bounds"], {f"bounds/{name}": value for name, value in found.items()}, BOUNDS_KIND,
                       provenance(config, quantized.teacher))
         flat = paddle.to_tensor(np.stack([found[name] for name in names]))
-    if distributed.world_size() > 1:
-        distributed.broadcast_(flat)
-        set_bounds(student, dict(zip(names, flat.numpy())))
+    # also on one process: the search works in float64, and a resumed run starts from the float32 bounds of the file
+    set_bounds(student, dict(zip(names, distributed.broadcast_(flat).numpy())))
 
 
-def _load_bounds(config: Config, quantized: Quantized) -> None:
+def load_searched_bounds(config: Config, quantized: Quantized) -> None:
+    """Set the bounds that stage 0 wrote.
+
+    Raises:
+        UserError: they are missing, or were searched for other weights or another plan.
+    """
     path = paths(config)["bounds"]
     artifact = load_artifact(path, BOUNDS_KIND)
-    check_weights(artifact, quantized.teacher, path)
-    set_bounds(quantized.student, {key[len("bounds/"):]: value for key, value in artifact.tensors.items()})
+    check_origin(artifact, config, quantized.teacher, path)
+    load_bounds(quantized.student, artifact, path)
 
 
 def _trainer_settings(config: Config, iterations: int) -> TrainerSettings:
@@ -99,23 +104,23 @@ def open_dashboard(config: Config, stage: str) -> Iterator[Dashboard]:
         dashboard.close()
 
 
+def _checkpoint(config: Config, stage_name: str) -> Path:
+    return paths(config)["resume"] / f"{stage_name}.safetensors"
+
+
 def _run(config: Config, stage, batch: int, iterations: int, lr_patch: int, teacher, resume: bool) -> TrainResult:
-    where = paths(config)
     with open_dashboard(config, stage.name) as dashboard:
         trainer = Trainer(stage, training_batches(config, batch, lr_patch, config.train.augment),
-                          _trainer_settings(config, iterations), where["resume"] / f"{stage.name}.safetensors",
-                          dashboard, provenance(config, teacher))
+                          _trainer_settings(config, iterations), _checkpoint(config, stage.name), dashboard,
+                          provenance(config, teacher))
         return trainer.run(resume)
 
 
-def make_student(config: Config) -> Quantized:
-    """Quantized network with the rectifier groups of the config, bounds still unset."""
-    quantized = build_quantized(config)
+def _add_rectifiers(config: Config, quantized: Quantized) -> None:
     if config.rectifier.enabled:
         settings = RectifierSettings(config.rectifier.number, config.rectifier.rank, config.rectifier.gate,
                                      config.rectifier.per_sample)
         attach_rectifiers(quantized.student, quantized.tensors, settings, config.seed)
-    return quantized
 
 
 def search_only(config: Config) -> None:
@@ -125,11 +130,12 @@ def search_only(config: Config) -> None:
 
 def train(config: Config, resume: bool = False) -> TrainResult:
     """Stages 0 and 1; writes ``searched_bounds.safetensors`` and ``rectifiers.safetensors``."""
-    quantized = make_student(config)
-    if resume and paths(config)["bounds"].exists():
-        _load_bounds(config, quantized)
+    quantized = build_quantized(config)
+    if resume and _checkpoint(config, GroupTraining.name).exists() and paths(config)["bounds"].exists():
+        load_searched_bounds(config, quantized)
     else:
         search_bounds(config, quantized)
+    _add_rectifiers(config, quantized)  # not before: rank 0 searches alone, and dynamic gates exchange token means
     rates = {"bounds": config.train.lr_bounds, "rectifiers": config.train.lr_rectifier, "gates": config.train.lr_gate}
     validation, pictures = _watchers(config, quantized.teacher)
     stage = GroupTraining(quantized.student, quantized.teacher, _loss(config), validation, pictures,
@@ -138,6 +144,7 @@ def train(config: Config, resume: bool = False) -> TrainResult:
                   quantized.teacher, resume)
     if distributed.is_main():
         save_rectifiers(quantized.student, paths(config)["rectifiers"], provenance(config, quantized.teacher))
+    distributed.barrier()  # the launcher ends all processes as soon as one has left
     return result
 
 
@@ -149,9 +156,10 @@ def load_trained(config: Config, config_path: str) -> Quantized:
     """
     path = paths(config)["rectifiers"]
     require_stage(path, "train", config_path)
-    quantized = make_student(config)
+    quantized = build_quantized(config)
+    _add_rectifiers(config, quantized)
     artifact = load_artifact(path, RECTIFIERS_KIND)
-    check_weights(artifact, quantized.teacher, path)
+    check_origin(artifact, config, quantized.teacher, path)
     load_rectifiers(quantized.student, artifact, path)
     return quantized
 
@@ -170,4 +178,5 @@ def calibrate_routing(config: Config, config_path: str, resume: bool = False) ->
                   quantized.teacher, resume)
     if distributed.is_main():
         save_table(quantized.student, paths(config)["table"], provenance(config, quantized.teacher))
+    distributed.barrier()
     return result

@@ -1,0 +1,192 @@
+"""How fast training and the full-precision network are, with and without fused operators, and in PyTorch.
+
+  python benchmarks/speed_training.py --json speed.json [--quick] [--peer DIR] [--weights FILE]
+
+Writes the record, and beside it a Markdown table (.md) and a plot (.png). Every case is timed in one process in which
+all variants take turns; peak memory comes from a process of its own for each. Needs no data and no weights.
+
+  reference      plain Paddle
+  scan           plain Paddle but for the selective scan kernel
+  fused          all kernels
+  pytorch_eager  the official network (--peer: a checkout of github.com/csguoh/MambaIR) with our scan kernel
+
+Use a machine that does nothing else. --quick takes about 3 minutes on 2 cores, everything about an hour.
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any, Callable, Dict, List, Optional
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import speed_report  # noqa: E402
+from benchmarks.timing import DoesNotFit, in_child  # noqa: E402
+from ppsr2q.core.errors import UserError  # noqa: E402
+from ppsr2q.core.files import atomic_path  # noqa: E402
+from ppsr2q.evaluation.records import write_record  # noqa: E402
+from ppsr2q.workflow import cli  # noqa: E402
+
+PEER = "pytorch_eager"
+OURS = ("reference", "scan", "fused")
+#: commit that brought the scan kernel, the first issue's share of the kernels
+SCAN_COMMIT = "e080588c30e5e3ab43d2795def7a64aceaf173ab"
+#: case -> (rounds of a whole run, rounds of a quick one, variants of a quick one)
+PLAN = {
+    "fp_forward_64": (9, 3, (*OURS, PEER)),
+    "fp_forward_180x320": (5, 1, ("fused", PEER)),
+    "stage1_32": (5, 1, ("scan", "fused")),
+    "stage1_64": (3, 1, ("fused",)),
+    "osrc_32": (3, 1, ("fused",)),
+}
+SIDES = (64, 128, 256, 384, 512)
+Results = Dict[str, Any]
+
+
+class Measurement:
+    """Runs everything in child processes and prints a line for each.
+
+    Args:
+        arguments: of the command line.
+        say: takes a line of progress.
+    """
+
+    def __init__(self, arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
+        from benchmarks.speed_cases import CASES, Sources
+        self._cases, self._sources = CASES, Sources(arguments.weights, arguments.peer)
+        self._quick, self._limit, self._threads, self._say = arguments.quick, arguments.limit, arguments.threads, say
+
+    def run(self) -> Results:
+        """``cases``, ``growth``, ``threads``, ``matmul_gflops`` and ``peer_difference`` of the record."""
+        from benchmarks import speed_cases
+        difference = None
+        if self._sources.peer is not None:
+            difference = self._child(speed_cases.check_peer, self._sources)
+            self._say(f"peer: the same outputs to {difference:.1e}")
+        return {"peer_difference": difference, "cases": {name: self._case(name) for name in PLAN},
+                "growth": self._growth(), "threads": self._thread_counts(), "matmul_gflops": self._matmul()}
+
+    def _child(self, function, *arguments, limit: Optional[float] = None, threads: Optional[int] = None, **environment):
+        return in_child(function, *arguments, seconds=limit,
+                        environment={"OMP_NUM_THREADS": str(threads or self._threads), **environment})
+
+    def _variants(self, name: str) -> List[str]:
+        return [*OURS, PEER] if self._cases[name].kind == "forward" else list(OURS)
+
+    def _case(self, name: str) -> Results:
+        from benchmarks import speed_cases
+        whole, quick, quick_variants = PLAN[name]
+        rounds, case, found = quick if self._quick else whole, self._cases[name], {}
+        for variant in self._variants(name):
+            if variant == PEER and self._sources.peer is None:
+                found[variant] = {"skipped": "needs --peer"}
+            elif self._quick and variant not in quick_variants:
+                found[variant] = {"skipped": "quick"}
+            else:
+                found[variant] = self._peak(case, variant)
+        fitting = [variant for variant in found if "skipped" not in found[variant]]
+        limit = self._limit * (rounds + 1) * max(len(fitting), 1)
+        try:
+            samples = self._child(speed_cases.seconds_of, case, fitting, rounds, self._sources, limit=limit)
+        except DoesNotFit as error:
+            samples = {}
+            found.update({variant: {"skipped": f"timing: {error}"} for variant in fitting})
+        for variant, seconds in samples.items():
+            found[variant] = {"seconds": median(seconds), **found[variant], "samples": seconds}
+        for variant, figures in found.items():
+            self._say(f"{name:<19} {variant:<14} " + (f"skipped: {figures['skipped']}" if "skipped" in figures else
+                                                      f"{figures['seconds']:8.3f} s {figures['peak_bytes'] / 1e9:6.2f} GB"))
+        return found
+
+    def _peak(self, case, variant: str) -> Results:
+        from benchmarks import speed_cases
+        try:
+            return {"peak_bytes": self._child(speed_cases.peak_of, case, variant, self._sources, limit=self._limit)}
+        except DoesNotFit as error:
+            return {"skipped": str(error)}
+
+    def _growth(self) -> Results:
+        from benchmarks import speed_cases
+        sides = SIDES[:3] if self._quick else SIDES
+        seconds = self._child(speed_cases.growth, sides, 2 if self._quick else 5)
+        found = {side: {"seconds": value, "seconds_per_pixel": value / int(side)**2} for side, value in seconds.items()}
+        for side, figures in found.items():
+            self._say(f"{side} x {side}: {figures['seconds']:.3f} s, {figures['seconds_per_pixel'] * 1e6:.2f} µs a pixel")
+        return found
+
+    def _thread_counts(self) -> Results:
+        from benchmarks import speed_cases
+        found = {}
+        for threads in sorted({1, min(2, _cores()), _cores()}):
+            case, rounds = self._cases["fp_forward_180x320"], 1 if self._quick else 5
+            samples = self._child(speed_cases.seconds_of, case, ["fused"], rounds, self._sources, threads=threads)
+            found[str(threads)] = median(samples["fused"])
+            self._say(f"{threads} threads: fp_forward_180x320 {found[str(threads)]:.3f} s")
+        return found
+
+    def _matmul(self) -> Results:
+        from benchmarks import speed_cases
+        found = {}
+        for name, value in (("MKL_DEBUG_CPU_TYPE=5", "5"), ("not set", None)):
+            found[name] = self._child(speed_cases.matmul_gflops, MKL_DEBUG_CPU_TYPE=value, PPSR2Q_NO_MKL_HINT="1")
+            self._say(f"Paddle's matmul, {name}: {found[name]:.0f} GFLOP/s")
+        return found
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _protocol(arguments: argparse.Namespace) -> Results:
+    return {
+        "quick": arguments.quick, "threads": arguments.threads, "limit_s": arguments.limit,
+        "network": "MambaIRv2-light; x4 for forwards, x2 for steps; argmax routing",
+        "weights": "official initialisation, seed 10" if arguments.weights is None else "a given x4 checkpoint (forwards)",
+        "steps": "4 bits, 4 rectifiers of rank 8; stage 1: dynamic gates; teacher forward, student forward and backward, "
+                 "per-layer features, Adam; batch 8",
+        "variants": {"reference": "plain Paddle", "fused": "all kernels",
+                     "scan": f"only the selective scan kernel, which came with commit {SCAN_COMMIT}; every other operator "
+                             "in plain Paddle, as the first issue has them",
+                     PEER: "official repository, eager, noise-free routing, our scan kernel called through ctypes"},
+        "seconds": "median of interleaved calls in one process", "peak_bytes": "of a process that makes one call",
+    }
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Measure, then write record, table and plot."""
+    started = time.monotonic()
+    results = Measurement(arguments, lambda line: print(line, flush=True)).run()
+    record = write_record(arguments.json, "speed of training and of the full-precision network", results,
+                          how="python benchmarks/speed_training.py --json FILE" + " --quick" * arguments.quick
+                              + " --peer DIR" * (arguments.peer is not None),
+                          seconds=time.monotonic() - started, seed=10, protocol=_protocol(arguments))
+    speed_report.write(arguments.json, {**record, "cases": results["cases"]})
+    print(f"\n{arguments.json.with_suffix('.md').read_text(encoding='utf-8')}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="record to write (.json)")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds; the slowest variants are left out")
+    parser.add_argument("--peer", metavar="DIR", help="checkout of the official PyTorch repository (needs torch, einops)")
+    parser.add_argument("--weights", metavar="FILE", help="x4 checkpoint for the forwards (speed does not depend on it)")
+    parser.add_argument("--threads", type=int, default=min(2, _cores()), help="of all cases (default: %(default)s)")
+    parser.add_argument("--limit", type=float, default=900, metavar="SECONDS",
+                        help="of one call; what takes longer is skipped (default: %(default)s)")
+    arguments = parser.parse_args()
+    if arguments.json.suffix != ".json":
+        raise UserError(f"--json {arguments.json}: expected a name that ends in .json")
+    if arguments.threads < 1:
+        raise UserError(f"--threads {arguments.threads}: expected at least 1")
+    with atomic_path(arguments.json.with_suffix(".md")) as temporary:  # a folder that cannot be written: say so now
+        temporary.write_text("running\n", encoding="utf-8")
+    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
+    measure(arguments)
+
+
+if __name__ == "__main__":
+    cli.run(main)
