@@ -1,7 +1,7 @@
 """The official PyTorch MambaIRv2-light (a checkout of csguoh/MambaIR), its scan computed by our kernel.
 
-Its files are imported from the checkout and stay as they are. Two things are replaced at run time: ``mamba_ssm``, whose
-scan needs CUDA, and the noise of its Gumbel softmax, so that its outputs can be compared with ours.
+Its files are imported from the checkout and stay as they are. Two things are replaced at run time:
+``mamba_ssm``, whose scan needs CUDA, and the noise of its Gumbel softmax, so that outputs can be compared.
 """
 from __future__ import annotations
 
@@ -50,12 +50,18 @@ def peer_forward(folder: str, network, images: np.ndarray) -> Callable[[], objec
 def check(folder: str, network, images: np.ndarray) -> float:
     """Largest difference of the outputs; UserError when it is above TOLERANCE.
 
-    Two things are chance there, and are taken from our network here, though not where the peer is timed: the class of a
-    token whose best two classes are equal to rounding, and the order in which an unstable sort leaves tokens of a class.
+    Two things are chance there, and are taken from our network here, though not where the peer is timed: the
+    class of a token whose best two classes are equal to rounding, and the order in which an unstable sort
+    leaves the tokens of a class.
     """
     forward, torch = peer_forward(folder, network, images), _import("torch")
     routes, route = [], ops.route
-    with paddle.no_grad(), mock.patch.object(ops, "route", lambda logits: routes.append(route(logits)) or routes[-1]):
+
+    def recorded(logits):
+        routes.append(route(logits))
+        return routes[-1]
+
+    with paddle.no_grad(), mock.patch.object(ops, "route", recorded):
         ours = network(paddle.to_tensor(images)).numpy()
     classes, gaps, default_sort = iter(routes), [], torch.sort
 
@@ -69,8 +75,8 @@ def check(folder: str, network, images: np.ndarray) -> float:
         theirs = forward().numpy()
     difference = max(float(np.abs(theirs - ours).max()), *gaps)
     if not difference <= TOLERANCE:
-        raise UserError(f"--peer {folder}: its output differs from ours by {difference:.1e}, expected at most "
-                        f"{TOLERANCE}; times would compare different networks")
+        raise UserError(f"--peer {folder}: its output differs from ours by {difference:.1e}, expected at "
+                        f"most {TOLERANCE}; times would compare different networks")
     return difference
 
 
@@ -89,7 +95,8 @@ def _load(folder: Path, network):
     _stand_in_modules(folder)
     architecture = _import("basicsr.archs.mambairv2light_arch")
     torch.nn.functional.gumbel_softmax = _argmax_one_hot
-    options = yaml.safe_load((folder / _OPTIONS.format(network.scale)).read_text(encoding="utf-8"))["network_g"]
+    option_file = folder / _OPTIONS.format(network.scale)
+    options = yaml.safe_load(option_file.read_text(encoding="utf-8"))["network_g"]
     model = getattr(architecture, options.pop("type"))(**options)
     state = to_paddle_layout(official_state(network))  # it transposes, so it is its own inverse
     model.load_state_dict({**{key: value for key, value in model.state_dict().items() if key not in state},
@@ -98,8 +105,8 @@ def _load(folder: Path, network):
 
 
 def _stand_in_modules(folder: Path) -> None:
-    """Packages without their ``__init__``, which would import training code; ``mamba_ssm`` with our scan; and what the
-    files import but the network does not use (a logger, torchvision)."""
+    """Packages without their ``__init__``, which would import training code; ``mamba_ssm`` with our scan; and
+    what the files import but the network does not use (a logger, torchvision)."""
     for name in ("basicsr", "basicsr.archs", "basicsr.utils"):
         package = types.ModuleType(name)
         package.__path__ = [str(folder / name.replace(".", "/"))]
@@ -116,28 +123,38 @@ def _argmax_one_hot(logits, tau=1.0, hard=False, eps=1e-10, dim=-1):
     return torch.nn.functional.one_hot(logits.argmax(dim), logits.shape[dim]).to(logits.dtype)
 
 
-def selective_scan_fn(u, delta, A, B, C, D, z=None, delta_bias=None, delta_softplus=False, return_last_state=False):
-    """``mamba_ssm``'s function, forward only, by our kernel: u, delta (B, D, L); A (D, N); B, C (B, 1, N, L)."""
+def selective_scan_fn(u, delta, A, B, C, D, z=None, delta_bias=None, delta_softplus=False,
+                      return_last_state=False):
+    """``mamba_ssm``'s function, forward only, by our kernel.
+
+    Args:
+        u, delta: float32 (B, D, L); A: (D, N); B, C: (B, 1, N, L); D, delta_bias: (D,).
+
+    Returns:
+        float32 (B, D, L).
+    """
     import torch
     if z is not None or delta_bias is None or not delta_softplus or return_last_state:
-        raise ValueError("only the form that MambaIRv2 calls is served: delta_bias, delta_softplus, no z, no last state")
-    tokens = [tensor.reshape(u.shape[0], -1, u.shape[2]).transpose(1, 2).contiguous() for tensor in (u, delta, B, C)]
-    u, delta, B, C = tokens
+        raise ValueError("only MambaIRv2's form is served: delta_bias, delta_softplus, no z, no last state")
+    batch, _, length = u.shape
+    u, delta, B, C = (tensor.reshape(batch, -1, length).transpose(1, 2).contiguous()
+                      for tensor in (u, delta, B, C))
     inputs = [u, delta, A.contiguous(), B, C, D, delta_bias]
     y = torch.empty_like(u)
     pointer, size, integer = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-    run = native.function("selective_scan_forward", *(pointer,) * 8, integer, size, size, integer, integer, *(pointer,) * 3)
+    run = native.function("selective_scan_forward", *(pointer,) * 8, integer, size, size, integer, integer,
+                          *(pointer,) * 3)
     bounds, bits, checkpoints, states = None, 0, None, None
-    status = run(*(tensor.data_ptr() for tensor in inputs), bounds, bits, *u.shape, A.shape[1], y.data_ptr(),
-                 checkpoints, states)
+    status = run(*(tensor.data_ptr() for tensor in inputs), bounds, bits, *u.shape, A.shape[1],
+                 y.data_ptr(), checkpoints, states)
     native.check(status, "selective_scan", {})
     return y.transpose(1, 2)
 
 
 @contextlib.contextmanager
 def _yielding_openmp() -> Iterator[None]:
-    """Paddle's OpenMP threads, which our scan uses, sleep at once instead of spinning for 200 ms: PyTorch has an OpenMP
-    of its own and would share the cores with them."""
+    """Paddle's OpenMP threads, which our scan uses, sleep at once instead of spinning for 200 ms: PyTorch has
+    an OpenMP runtime of its own, which would have to share the cores with them."""
     path = native.paddle_openmp()
     if path is None:
         yield

@@ -1,16 +1,16 @@
-"""The cases of ``speed_training.py``: what one call of each does, and the functions its child processes run."""
+"""What one call of each case of ``speed_training.py`` does, and the functions its child processes run."""
 from __future__ import annotations
 
 import functools
 import time
-from dataclasses import dataclass
 from statistics import median
-from typing import Callable, Dict, FrozenSet, List, Optional, Sequence, Tuple, Union
+from typing import Callable, Dict, FrozenSet, List, Optional, Sequence, Union
 
 import numpy as np
 import paddle
 
 from benchmarks import timing
+from benchmarks.speed_plan import PEER, SEED, Case, Sources
 from ppsr2q.core.config import load_config
 from ppsr2q.core.errors import UserError
 from ppsr2q.models import ARCHITECTURES
@@ -27,37 +27,9 @@ from ppsr2q.workflow.networks import build_plan
 POLICIES: Dict[str, Union[str, FrozenSet[str]]] = {
     "reference": "reference",
     "scan": frozenset({"selective_scan"}),
-    "fused": frozenset(dispatch.ARGUMENTS),  # not "auto": a missing kernel must not become a reference unnoticed
+    "fused": frozenset(dispatch.ARGUMENTS),  # not "auto", which would hide a missing kernel
 }
-PEER = "pytorch_eager"
-SEED = 10
 Call = Callable[[], object]
-
-
-@dataclass(frozen=True)
-class Sources:
-    """What the command line may bring: an x4 checkpoint, and a checkout of the official repository."""
-
-    weights: Optional[str] = None
-    peer: Optional[str] = None
-
-
-@dataclass(frozen=True)
-class Case:
-    """``forward`` (full precision, x4), ``rgt`` (a step of stage 1, x2) or ``osrc`` (of stage 2, x2) on
-    ``shape`` (batch, height, width) in LR pixels."""
-
-    kind: str
-    shape: Tuple[int, int, int]
-
-
-CASES = {
-    "fp_forward_64": Case("forward", (1, 64, 64)),
-    "fp_forward_180x320": Case("forward", (1, 180, 320)),
-    "stage1_32": Case("rgt", (8, 32, 32)),
-    "stage1_64": Case("rgt", (8, 64, 64)),
-    "osrc_32": Case("osrc", (8, 32, 32)),
-}
 
 
 def _images(batch: int, height: int, width: int) -> np.ndarray:
@@ -84,15 +56,15 @@ def _forward(network, images: np.ndarray) -> Call:
 
 
 def _step(case: Case) -> Call:
-    """Teacher's forward, student's forward and backward, Adam: a step as the trainer makes it, without its log."""
+    """Teacher's forward, student's forward and backward, Adam: the trainer's step without its log."""
     config = load_config()
     teacher = _network(scale=2)
     for parameter in teacher.parameters():
         parameter.stop_gradient = True
     plan = build_plan(config)
     student = quantize(teacher, plan)
-    attach_rectifiers(student, plan.resolve(teacher), RectifierSettings(config.rectifier.number, config.rectifier.rank),
-                      SEED)
+    settings = RectifierSettings(config.rectifier.number, config.rectifier.rank)
+    attach_rectifiers(student, plan.resolve(teacher), settings, SEED)
     images = _images(*case.shape)
     sample = paddle.to_tensor(images[:1, :, :32, :32])
     calibrate(student, sample, CalibrationSettings(candidates=2, max_samples=1024))  # any sane bounds do
@@ -162,7 +134,8 @@ def seconds_of(case: Case, variants: Sequence[str], rounds: int, sources: Source
 def growth(sides: Sequence[int], rounds: int) -> Dict[str, float]:
     """Side of a square image in pixels -> median seconds of the fused forward."""
     network = _network(scale=4)
-    forwards = {str(side): functools.partial(_with_policy, POLICIES["fused"], _forward(network, _images(1, side, side)))
+    fused = functools.partial(_with_policy, POLICIES["fused"])
+    forwards = {str(side): functools.partial(fused, _forward(network, _images(1, side, side)))
                 for side in sides}
     return {side: median(samples) for side, samples in timing.interleave(forwards, rounds).items()}
 

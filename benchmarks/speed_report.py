@@ -5,15 +5,17 @@ import json
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
+from benchmarks.speed_plan import PEER
 from ppsr2q.core.files import atomic_path
 
 Record = Mapping[str, Any]
 GIGABYTE = 1e9
 #: case, variant that is divided by ``fused``, target, stretch: ratios of medians
-RATIOS = [("fp_forward_64", "scan", 12, 20), ("fp_forward_180x320", "pytorch_eager", 5, 8), ("stage1_32", "scan", 10, 20)]
+RATIOS = [("fp_forward_64", "scan", 12, 20), ("fp_forward_180x320", PEER, 5, 8),
+          ("stage1_32", "scan", 10, 20)]
 MEMORY = ("stage1_64", 5, 3)  # case, target and stretch in GB
 FLATNESS = 0.15  # time per pixel, either side of the middle
-_COLORS = {"reference": "#b0b0b0", "scan": "#8c6bb1", "pytorch_eager": "#e08214", "fused": "#1b7837"}
+_COLORS = {"reference": "#b0b0b0", "scan": "#8c6bb1", PEER: "#e08214", "fused": "#1b7837"}
 
 
 def ratio(record: Record, case: str, variant: str) -> Optional[float]:
@@ -46,17 +48,19 @@ def _targets(record: Record) -> List[str]:
     lines = ["| target | measured | target | stretch | |", "|---|---:|---:|---:|---|"]
     for case, variant, target, stretch in RATIOS:
         found = ratio(record, case, variant)
-        measured, verdict = ("not run", "") if found is None else (f"{found:.1f}×", _verdict(found >= target))
+        measured, verdict = ("not run", "") if found is None else \
+            (f"{found:.1f}×", _verdict(found >= target))
         lines.append(f"| {case}, {variant} / fused | {measured} | {target}× | {stretch}× | {verdict} |")
     case, target, stretch = MEMORY
     peak = record["cases"][case]["fused"].get("peak_bytes")
     measured, verdict = ("not run", "") if peak is None else \
         (f"{peak / GIGABYTE:.2f} GB", _verdict(peak <= target * GIGABYTE))
-    lines.append(f"| {case}, peak memory of fused | {measured} | ≤ {target} GB | ≤ {stretch} GB | {verdict} |")
+    lines.append(f"| {case}, peak memory of fused | {measured} | ≤ {target} GB | ≤ {stretch} GB "
+                 f"| {verdict} |")
     low, high = flatness(record)
     sides = list(record["results"]["growth"])
-    lines.append(f"| time per pixel, {sides[0]}² to {sides[-1]}² | {low:+.0%} … {high:+.0%} | ±{FLATNESS:.0%} | | "
-                 f"{_verdict(high <= FLATNESS)} |")
+    lines.append(f"| time per pixel, {sides[0]}² to {sides[-1]}² | {low:+.0%} … {high:+.0%} "
+                 f"| ±{FLATNESS:.0%} | | {_verdict(high <= FLATNESS)} |")
     return lines
 
 
@@ -66,9 +70,11 @@ def markdown(record: Record) -> str:
     cases = record["cases"]
     variants = list(dict.fromkeys(variant for case in cases.values() for variant in case))
     lines = ["# Speed of training and of the full-precision network", "",
-             f"{machine['cpu']}, {protocol['threads']} threads of {machine['cores']} cores; commit {record['commit']}; "
-             f"{record['date']}. {protocol['network']}; {protocol['weights']}. Seconds: {protocol['seconds']}; in brackets: "
-             f"times slower than fused. Memory: peak {protocol['peak_bytes']}."]
+             f"{machine['cpu']}, {protocol['threads']} threads, {machine['cores']} cores; "
+             f"commit {record['commit']}; "
+             f"{record['date']}. {protocol['network']}; {protocol['weights']}. Steps: {protocol['steps']}. "
+             f"Seconds: {protocol['seconds']}; in brackets: times slower than fused. "
+             f"Memory: peak {protocol['peak_bytes']}."]
     if protocol["quick"]:
         lines += ["", "A quick run: few rounds, the slowest variants left out."]
     lines += ["", f"| case | {' | '.join(variants)} |", "|---|" + "---:|" * len(variants)]
@@ -78,7 +84,7 @@ def markdown(record: Record) -> str:
     lines += ["", *_targets(record), "", "| variant | what runs |", "|---|---|"]
     lines += [f"| {name} | {text} |" for name, text in protocol["variants"].items()]
     if results["peer_difference"] is not None:
-        lines += ["", f"Outputs of {variants[-1]} equal ours to {results['peer_difference']:.1e} (same routes)."]
+        lines += ["", f"Outputs of {PEER} equal ours to {results['peer_difference']:.1e} (same routes)."]
     lines += ["", "| square image, fused forward | seconds | µs a pixel |", "|---|---:|---:|"]
     lines += [f"| {side} x {side} | {figures['seconds']:.3g} | {figures['seconds_per_pixel'] * 1e6:.2f} |"
               for side, figures in results["growth"].items()]
@@ -98,20 +104,21 @@ def plot(record: Record, path: Path) -> None:
     bars, growth = figure.subplots(1, 2, width_ratios=(3, 2))
     height = 0.8 / len(_COLORS)
     for i, (variant, color) in enumerate(_COLORS.items()):
-        points = [(row + i * height, case[variant]["seconds"]) for row, case in enumerate(record["cases"].values())
-                  if "seconds" in case.get(variant, {})]
+        points = [(row + i * height, case[variant]["seconds"])
+                  for row, case in enumerate(record["cases"].values()) if "seconds" in case.get(variant, {})]
         drawn = bars.barh([y for y, _ in points], [x for _, x in points], height, color=color, label=variant)
         bars.bar_label(drawn, [f"{x:.3g} s" for _, x in points], padding=3, fontsize=8)
-    bars.set(xscale="log", xlabel="seconds (log scale)", yticks=[row + 1.5 * height for row in range(len(record["cases"]))],
-             yticklabels=list(record["cases"]))
+    bars.set(xscale="log", xlabel="seconds (log scale)", yticklabels=list(record["cases"]),
+             yticks=[row + 1.5 * height for row in range(len(record["cases"]))])
     bars.margins(x=0.15)
     bars.invert_yaxis()
     bars.legend(fontsize=8, loc="lower right")
     sides = record["results"]["growth"]
-    growth.plot([int(side)**2 for side in sides], [f["seconds_per_pixel"] * 1e6 for f in sides.values()], "o-",
-                color=_COLORS["fused"])
-    growth.set(xscale="log", ylim=(0, None), xlabel="pixels of the low-resolution image", ylabel="µs a pixel, fused forward",
-               xticks=[int(side)**2 for side in sides], xticklabels=[f"{side}²" for side in sides])
+    growth.plot([int(side)**2 for side in sides], [f["seconds_per_pixel"] * 1e6 for f in sides.values()],
+                "o-", color=_COLORS["fused"])
+    growth.set(xscale="log", xlabel="pixels of the low-resolution image", ylabel="µs a pixel, fused forward",
+               ylim=(0, None), xticks=[int(side)**2 for side in sides],
+               xticklabels=[f"{side}²" for side in sides])
     growth.minorticks_off()
     figure.savefig(path, dpi=130)
 

@@ -2,8 +2,9 @@
 
   python benchmarks/speed_training.py --json speed.json [--quick] [--peer DIR] [--weights FILE]
 
-Writes the record, and beside it a Markdown table (.md) and a plot (.png). Every case is timed in one process in which
-all variants take turns; peak memory comes from a process of its own for each. Needs no data and no weights.
+Writes the record, and beside it a Markdown table (.md) and a plot (.png). Every case is timed in one process
+in which all variants take turns; peak memory comes from a process of its own for each. Needs no data and no
+weights.
 
   reference      plain Paddle
   scan           plain Paddle but for the selective scan kernel
@@ -25,25 +26,14 @@ from typing import Any, Callable, Dict, List, Optional
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import speed_report  # noqa: E402
+from benchmarks.speed_plan import (CASES, PEER, SCAN_COMMIT, SEED, SIDES, Case,  # noqa: E402
+                                   Sources)
 from benchmarks.timing import DoesNotFit, in_child  # noqa: E402
 from ppsr2q.core.errors import UserError  # noqa: E402
 from ppsr2q.core.files import atomic_path  # noqa: E402
 from ppsr2q.evaluation.records import write_record  # noqa: E402
 from ppsr2q.workflow import cli  # noqa: E402
 
-PEER = "pytorch_eager"
-OURS = ("reference", "scan", "fused")
-#: commit that brought the scan kernel, the first issue's share of the kernels
-SCAN_COMMIT = "e080588c30e5e3ab43d2795def7a64aceaf173ab"
-#: case -> (rounds of a whole run, rounds of a quick one, variants of a quick one)
-PLAN = {
-    "fp_forward_64": (9, 3, (*OURS, PEER)),
-    "fp_forward_180x320": (5, 1, ("fused", PEER)),
-    "stage1_32": (5, 1, ("scan", "fused")),
-    "stage1_64": (3, 1, ("fused",)),
-    "osrc_32": (3, 1, ("fused",)),
-}
-SIDES = (64, 128, 256, 384, 512)
 Results = Dict[str, Any]
 
 
@@ -56,83 +46,77 @@ class Measurement:
     """
 
     def __init__(self, arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
-        from benchmarks.speed_cases import CASES, Sources
-        self._cases, self._sources = CASES, Sources(arguments.weights, arguments.peer)
-        self._quick, self._limit, self._threads, self._say = arguments.quick, arguments.limit, arguments.threads, say
+        from benchmarks import speed_cases  # imports Paddle, or says how to get it
+        self._run, self._say = speed_cases, say
+        self._sources = Sources(arguments.weights, arguments.peer)
+        self._quick, self._limit, self._threads = arguments.quick, arguments.limit, arguments.threads
 
     def run(self) -> Results:
         """``cases``, ``growth``, ``threads``, ``matmul_gflops`` and ``peer_difference`` of the record."""
-        from benchmarks import speed_cases
         difference = None
         if self._sources.peer is not None:
-            difference = self._child(speed_cases.check_peer, self._sources)
+            difference = self._child(self._run.check_peer, self._sources)
             self._say(f"peer: the same outputs to {difference:.1e}")
-        return {"peer_difference": difference, "cases": {name: self._case(name) for name in PLAN},
+        return {"peer_difference": difference, "cases": {name: self._case(name) for name in CASES},
                 "growth": self._growth(), "threads": self._thread_counts(), "matmul_gflops": self._matmul()}
 
-    def _child(self, function, *arguments, limit: Optional[float] = None, threads: Optional[int] = None, **environment):
+    def _child(self, function: Callable, *arguments: Any, limit: Optional[float] = None,
+               threads: Optional[int] = None, **environment: Optional[str]) -> Any:
         return in_child(function, *arguments, seconds=limit,
                         environment={"OMP_NUM_THREADS": str(threads or self._threads), **environment})
 
-    def _variants(self, name: str) -> List[str]:
-        return [*OURS, PEER] if self._cases[name].kind == "forward" else list(OURS)
-
     def _case(self, name: str) -> Results:
-        from benchmarks import speed_cases
-        whole, quick, quick_variants = PLAN[name]
-        rounds, case, found = quick if self._quick else whole, self._cases[name], {}
-        for variant in self._variants(name):
-            if variant == PEER and self._sources.peer is None:
-                found[variant] = {"skipped": "needs --peer"}
-            elif self._quick and variant not in quick_variants:
-                found[variant] = {"skipped": "quick"}
-            else:
-                found[variant] = self._peak(case, variant)
-        fitting = [variant for variant in found if "skipped" not in found[variant]]
-        limit = self._limit * (rounds + 1) * max(len(fitting), 1)
-        try:
-            samples = self._child(speed_cases.seconds_of, case, fitting, rounds, self._sources, limit=limit)
-        except DoesNotFit as error:
-            samples = {}
-            found.update({variant: {"skipped": f"timing: {error}"} for variant in fitting})
-        for variant, seconds in samples.items():
-            found[variant] = {"seconds": median(seconds), **found[variant], "samples": seconds}
+        case = CASES[name]
+        found = {variant: self._peak(case, variant) for variant in case.variants}
+        fitting = [variant for variant, figures in found.items() if "skipped" not in figures]
+        for variant, seconds in self._seconds(case, fitting).items():
+            found[variant].update(seconds=median(seconds), samples=seconds)
         for variant, figures in found.items():
-            self._say(f"{name:<19} {variant:<14} " + (f"skipped: {figures['skipped']}" if "skipped" in figures else
-                                                      f"{figures['seconds']:8.3f} s {figures['peak_bytes'] / 1e9:6.2f} GB"))
+            text = f"skipped: {figures['skipped']}" if "skipped" in figures else \
+                f"{figures['seconds']:8.3f} s {figures['peak_bytes'] / 1e9:6.2f} GB"
+            self._say(f"{name:<19} {variant:<14} {text}")
         return found
 
-    def _peak(self, case, variant: str) -> Results:
-        from benchmarks import speed_cases
+    def _peak(self, case: Case, variant: str) -> Results:
+        if variant == PEER and self._sources.peer is None:
+            return {"skipped": "needs --peer"}
+        if self._quick and variant not in case.quick_variants:
+            return {"skipped": "quick"}
         try:
-            return {"peak_bytes": self._child(speed_cases.peak_of, case, variant, self._sources, limit=self._limit)}
+            peak = self._child(self._run.peak_of, case, variant, self._sources, limit=self._limit)
+            return {"peak_bytes": peak}
         except DoesNotFit as error:
             return {"skipped": str(error)}
 
+    def _seconds(self, case: Case, variants: List[str]) -> Dict[str, List[float]]:
+        rounds = case.quick_rounds if self._quick else case.rounds
+        return self._child(self._run.seconds_of, case, variants, rounds, self._sources) if variants else {}
+
     def _growth(self) -> Results:
-        from benchmarks import speed_cases
         sides = SIDES[:3] if self._quick else SIDES
-        seconds = self._child(speed_cases.growth, sides, 2 if self._quick else 5)
-        found = {side: {"seconds": value, "seconds_per_pixel": value / int(side)**2} for side, value in seconds.items()}
+        seconds = self._child(self._run.growth, sides, 2 if self._quick else 5)
+        found = {side: {"seconds": value, "seconds_per_pixel": value / int(side)**2}
+                 for side, value in seconds.items()}
         for side, figures in found.items():
-            self._say(f"{side} x {side}: {figures['seconds']:.3f} s, {figures['seconds_per_pixel'] * 1e6:.2f} µs a pixel")
+            self._say(f"{side} x {side}: {figures['seconds']:.3f} s, "
+                      f"{figures['seconds_per_pixel'] * 1e6:.2f} µs a pixel")
         return found
 
     def _thread_counts(self) -> Results:
-        from benchmarks import speed_cases
         found = {}
         for threads in sorted({1, min(2, _cores()), _cores()}):
-            case, rounds = self._cases["fp_forward_180x320"], 1 if self._quick else 5
-            samples = self._child(speed_cases.seconds_of, case, ["fused"], rounds, self._sources, threads=threads)
+            case = CASES["fp_forward_180x320"]
+            samples = self._child(self._run.seconds_of, case, ["fused"], 1 if self._quick else case.rounds,
+                                  self._sources, threads=threads)
             found[str(threads)] = median(samples["fused"])
             self._say(f"{threads} threads: fp_forward_180x320 {found[str(threads)]:.3f} s")
         return found
 
     def _matmul(self) -> Results:
-        from benchmarks import speed_cases
         found = {}
         for name, value in (("MKL_DEBUG_CPU_TYPE=5", "5"), ("not set", None)):
-            found[name] = self._child(speed_cases.matmul_gflops, MKL_DEBUG_CPU_TYPE=value, PPSR2Q_NO_MKL_HINT="1")
+            found[name] = self._child(self._run.matmul_gflops, MKL_DEBUG_CPU_TYPE=value,
+                                      PPSR2Q_NO_MKL_HINT="1")
             self._say(f"Paddle's matmul, {name}: {found[name]:.0f} GFLOP/s")
         return found
 
@@ -145,14 +129,18 @@ def _protocol(arguments: argparse.Namespace) -> Results:
     return {
         "quick": arguments.quick, "threads": arguments.threads, "limit_s": arguments.limit,
         "network": "MambaIRv2-light; x4 for forwards, x2 for steps; argmax routing",
-        "weights": "official initialisation, seed 10" if arguments.weights is None else "a given x4 checkpoint (forwards)",
-        "steps": "4 bits, 4 rectifiers of rank 8; stage 1: dynamic gates; teacher forward, student forward and backward, "
-                 "per-layer features, Adam; batch 8",
-        "variants": {"reference": "plain Paddle", "fused": "all kernels",
-                     "scan": f"only the selective scan kernel, which came with commit {SCAN_COMMIT}; every other operator "
-                             "in plain Paddle, as the first issue has them",
-                     PEER: "official repository, eager, noise-free routing, our scan kernel called through ctypes"},
-        "seconds": "median of interleaved calls in one process", "peak_bytes": "of a process that makes one call",
+        "weights": f"official initialisation, seed {SEED}"
+                   + "; a given x4 checkpoint for forwards" * (arguments.weights is not None),
+        "steps": "4 bits, 4 rectifiers of rank 8; stage 1: dynamic gates; teacher forward, student forward "
+                 "and backward, per-layer features, Adam; batch 8",
+        "variants": {
+            "reference": "plain Paddle",
+            "scan": f"only the selective scan kernel (it came with commit {SCAN_COMMIT}); every other "
+                    "operator in plain Paddle, as the first issue has them",
+            "fused": "all kernels",
+            PEER: "official repository, eager, noise-free routing, our scan kernel called through ctypes"},
+        "seconds": "median of interleaved calls in one process",
+        "peak_bytes": "of a process that makes one call",
     }
 
 
@@ -163,18 +151,23 @@ def measure(arguments: argparse.Namespace) -> None:
     record = write_record(arguments.json, "speed of training and of the full-precision network", results,
                           how="python benchmarks/speed_training.py --json FILE" + " --quick" * arguments.quick
                               + " --peer DIR" * (arguments.peer is not None),
-                          seconds=time.monotonic() - started, seed=10, protocol=_protocol(arguments))
+                          seconds=time.monotonic() - started, seed=SEED, protocol=_protocol(arguments))
     speed_report.write(arguments.json, {**record, "cases": results["cases"]})
     print(f"\n{arguments.json.with_suffix('.md').read_text(encoding='utf-8')}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="record to write (.json)")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds; the slowest variants are left out")
-    parser.add_argument("--peer", metavar="DIR", help="checkout of the official PyTorch repository (needs torch, einops)")
-    parser.add_argument("--weights", metavar="FILE", help="x4 checkpoint for the forwards (speed does not depend on it)")
-    parser.add_argument("--threads", type=int, default=min(2, _cores()), help="of all cases (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true",
+                        help="fewer rounds; the slowest variants are left out")
+    parser.add_argument("--peer", metavar="DIR",
+                        help="checkout of the official PyTorch repository (needs torch and einops)")
+    parser.add_argument("--weights", metavar="FILE",
+                        help="x4 checkpoint for the forwards (speed does not depend on it)")
+    parser.add_argument("--threads", type=int, default=min(2, _cores()),
+                        help="of all cases (default: %(default)s)")
     parser.add_argument("--limit", type=float, default=900, metavar="SECONDS",
                         help="of one call; what takes longer is skipped (default: %(default)s)")
     arguments = parser.parse_args()
@@ -182,7 +175,7 @@ def main() -> None:
         raise UserError(f"--json {arguments.json}: expected a name that ends in .json")
     if arguments.threads < 1:
         raise UserError(f"--threads {arguments.threads}: expected at least 1")
-    with atomic_path(arguments.json.with_suffix(".md")) as temporary:  # a folder that cannot be written: say so now
+    with atomic_path(arguments.json.with_suffix(".md")) as temporary:  # say now if it cannot be written
         temporary.write_text("running\n", encoding="utf-8")
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
     measure(arguments)

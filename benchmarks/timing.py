@@ -1,7 +1,4 @@
-"""Measuring: calls interleaved in one process, and processes of their own whose memory and time are limited.
-
-Nothing here imports Paddle, so that the process which orders the measurements stays small.
-"""
+"""Measuring: calls interleaved in one process, and child processes of limited memory and time."""
 from __future__ import annotations
 
 import contextlib
@@ -107,7 +104,8 @@ def _child(sender: Any, function: Callable[..., Any], arguments: tuple) -> None:
     try:
         outcome = (True, function(*arguments))
     except MemoryError:
-        outcome = (False, DoesNotFit(f"needs more memory than is free here ({peak_bytes() / 1e9:.1f} GB were taken)"))
+        taken = peak_bytes() / 1e9
+        outcome = (False, DoesNotFit(f"needs more memory than is free here ({taken:.1f} GB were taken)"))
     except UserError as error:
         outcome = (False, error)
     except Exception:  # handed to the parent, which raises it

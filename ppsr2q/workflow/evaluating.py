@@ -20,7 +20,6 @@ from ppsr2q.workflow.networks import build_network, build_quantized, load_fused,
 from ppsr2q.workflow.progress import Progress
 from ppsr2q.workflow.training import load_searched_bounds, load_trained, paths, require_stage
 
-STAGES = ("bicubic", "fp", "searched", "bounds", "rgt", "osrc", "fused")
 Upscale = Callable[[np.ndarray], np.ndarray]
 
 

@@ -1,0 +1,51 @@
+"""What ``speed_training.py`` measures, as data (no Paddle needed)."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional, Tuple
+
+OURS = ("reference", "scan", "fused")
+PEER = "pytorch_eager"
+SEED = 10
+SIDES = (64, 128, 256, 384, 512)  # of the square images that show growth with pixels
+#: commit that brought the scan kernel, the first issue's share of the kernels
+SCAN_COMMIT = "e080588c30e5e3ab43d2795def7a64aceaf173ab"
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What the command line may bring: an x4 checkpoint, and a checkout of the official repository."""
+
+    weights: Optional[str] = None
+    peer: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table.
+
+    Attributes:
+        kind: ``forward`` (full precision, x4), ``rgt`` (a step of stage 1, x2) or ``osrc`` (of stage 2, x2).
+        shape: batch, height and width in low-resolution pixels.
+        rounds: of a whole run.
+        quick_rounds, quick_variants: of ``--quick``.
+    """
+
+    kind: str
+    shape: Tuple[int, int, int]
+    rounds: int
+    quick_rounds: int
+    quick_variants: Tuple[str, ...]
+
+    @property
+    def variants(self) -> Tuple[str, ...]:
+        return (*OURS, PEER) if self.kind == "forward" else OURS
+
+
+CASES = {
+    "fp_forward_64": Case("forward", (1, 64, 64), 9, 3, (*OURS, PEER)),
+    "fp_forward_180x320": Case("forward", (1, 180, 320), 5, 1, ("fused", PEER)),
+    "stage1_32": Case("rgt", (8, 32, 32), 5, 1, ("scan", "fused")),
+    "stage1_64": Case("rgt", (8, 64, 64), 3, 1, ("fused",)),
+    "osrc_32": Case("osrc", (8, 32, 32), 3, 1, ("fused",)),
+}
