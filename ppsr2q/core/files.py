@@ -27,6 +27,7 @@ MADE_BY: Dict[str, str] = {
     "searched bounds": "tools/train.py",
     "SPR2Q table": "tools/route_calib.py",
     "fused model": "tools/export.py",
+    "packed model": "tools/export.py --format packed",
     "resume": "a training tool, in <output_dir>/resume/",
 }
 

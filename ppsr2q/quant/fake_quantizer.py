@@ -1,36 +1,17 @@
 """The one quantizer: a point of a model with a bit width and two learned bounds."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Callable, Optional, Tuple
 
 import numpy as np
 import paddle
 
 from ppsr2q import ops
+from ppsr2q.core.plan import QuantizerOptions
 from ppsr2q.ops.fake_quantize import levels, quantize_dequantize_constant, round_half_even
 
 MIN_RELATIVE_WIDTH = 1e-3  # b - a never falls below this share of the searched range (relative bounds)
 MIN_WIDTH = 1e-6  # nor below this (absolute bounds)
-
-
-@dataclass(frozen=True)
-class QuantizerOptions:
-    """How every quantizer of a network holds its bounds.
-
-    Attributes:
-        zero_point: ``float``: a is free (the paper); ``integer``: a = -z s with a whole 0 <= z <= 2^n - 1, straight
-            through the rounding, so that 0 is a level and foreign engines compute it exactly.
-        parametrization: ``absolute``: (a, b) are trained (the paper); ``relative``: (a, b) / R0 are, R0 the width of
-            the first bounds, so that one learning rate means the same for every tensor.
-    """
-
-    zero_point: str = "float"
-    parametrization: str = "absolute"
-
-    def __post_init__(self) -> None:
-        if self.zero_point not in ("float", "integer") or self.parametrization not in ("absolute", "relative"):
-            raise ValueError(f"unknown quantizer options: {self}")
 
 
 def snap_zero_point(bounds: paddle.Tensor, bits: int) -> paddle.Tensor:

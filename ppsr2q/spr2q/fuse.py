@@ -1,7 +1,7 @@
 """Stage 3: increments and weight quantizers are computed once and vanish from the network."""
 from __future__ import annotations
 
-from typing import Dict, Iterable
+from typing import Dict, Iterable, Mapping, Tuple
 
 import numpy as np
 import paddle
@@ -65,3 +65,10 @@ def fused_state(student: nn.Layer, bounds: Dict[str, np.ndarray]) -> Dict[str, n
              if id(parameter) not in quantizers}
     state.update({f"bounds/{name}": value for name, value in bounds.items()})
     return state
+
+
+def split_fused_state(state: Mapping[str, np.ndarray]) -> Tuple[Dict[str, np.ndarray], Dict[str, np.ndarray]]:
+    """(parameters by name, bounds by plan name) of :func:`fused_state`."""
+    prefix = "bounds/"
+    return ({name: value for name, value in state.items() if not name.startswith(prefix)},
+            {name[len(prefix):]: value for name, value in state.items() if name.startswith(prefix)})

@@ -12,12 +12,14 @@ from paddle import nn
 from ppsr2q.core.config import Config, config_to_dict
 from ppsr2q.core.errors import UserError
 from ppsr2q.core.files import Artifact, load_artifact
+from ppsr2q.deploy.packed import PACKED_KIND, PackedModel, read_packed
+from ppsr2q.deploy.packing import pack, unpack
 from ppsr2q.models import ARCHITECTURES
 from ppsr2q.models.checkpoint import load_weights, weights_sha256
 from ppsr2q.quant import PLAN_ENTRIES, Plan, QuantizerOptions, quantize, set_bounds
 from ppsr2q.quant.convert import named_quantizers
-from ppsr2q.quant.plan import PlannedTensor, plan_from_description
-from ppsr2q.spr2q.fuse import FUSED_KIND, strip_weight_quantizers
+from ppsr2q.quant.plan import PlannedTensor
+from ppsr2q.spr2q.fuse import FUSED_KIND, split_fused_state, strip_weight_quantizers
 
 EMBEDDED = "embedded"
 _EMBEDDED_FILES = {("mambairv2_light", 2): "mambairv2_light_x2_embedded.safetensors"}
@@ -114,6 +116,28 @@ def check_origin(artifact: Artifact, config: Config, teacher: nn.Layer, path: Un
                             "make the file again")
 
 
+def _fused_network(architecture: Dict[str, Any], plan: Plan, state: Dict[str, np.ndarray],
+                   bounds: Dict[str, np.ndarray], source: str, routing: str, routing_seed: int) -> nn.Layer:
+    """A fused network from its parameters and the bounds of (at least) its activations."""
+    network = ARCHITECTURES[architecture["name"]](architecture["scale"], routing)
+    network.routing_seed = routing_seed
+    plan = Plan(plan.entries, plan.bits, plan.overrides)  # stored bounds are what acts; nothing is trained any more
+    tensors = plan.resolve(network)
+    student = quantize(network, plan)
+    strip_weight_quantizers(student, tensors)
+    quantizers = named_quantizers(student)
+    held = {id(quantizer.bounds) for quantizer in quantizers.values()}
+    parameters = {name: p for name, p in student.named_parameters() if id(p) not in held}
+    odd = set(parameters) ^ set(state) or {n for n in state if list(state[n].shape) != list(parameters[n].shape)}
+    if odd or not set(quantizers) <= set(bounds):
+        first = sorted(odd or set(quantizers) - set(bounds))[0]
+        raise UserError(f"{source}: its arrays do not fit {architecture['name']} x{architecture['scale']}, first {first}")
+    for name, parameter in parameters.items():
+        parameter.set_value(state[name])
+    set_bounds(student, {name: bounds[name] for name in quantizers})
+    return student
+
+
 def load_fused(path: Union[str, Path], routing: str = "argmax", routing_seed: int = 0) -> nn.Layer:
     """A fused network from its file alone: architecture, plan, weights and bounds are all in it.
 
@@ -124,25 +148,47 @@ def load_fused(path: Union[str, Path], routing: str = "argmax", routing_seed: in
     architecture = artifact.metadata["architecture"]
     if architecture["name"] not in ARCHITECTURES:
         raise UserError(f"{path}: unknown architecture {architecture['name']!r}; known: {', '.join(ARCHITECTURES)}")
-    network = ARCHITECTURES[architecture["name"]](architecture["scale"], routing)
-    network.routing_seed = routing_seed
-    plan = plan_from_description(artifact.metadata["plan"])
-    tensors = plan.resolve(network)
-    student = quantize(network, plan)
-    strip_weight_quantizers(student, tensors)
-    bounds = {key[len("bounds/"):]: value for key, value in artifact.tensors.items() if key.startswith("bounds/")}
-    quantizers = named_quantizers(student)
-    held = {id(quantizer.bounds) for quantizer in quantizers.values()}
-    parameters = {name: p for name, p in student.named_parameters() if id(p) not in held}
-    stored = {key: value for key, value in artifact.tensors.items() if not key.startswith("bounds/")}
-    odd = set(parameters) ^ set(stored) or {n for n in stored if list(stored[n].shape) != list(parameters[n].shape)}
-    if odd or not set(quantizers) <= set(bounds):
-        first = sorted(odd or set(quantizers) - set(bounds))[0]
-        raise UserError(f"{path}: its arrays do not fit {architecture['name']} x{architecture['scale']}, first {first}")
-    for name, parameter in parameters.items():
-        parameter.set_value(stored[name])
-    set_bounds(student, {name: bounds[name] for name in quantizers})
-    return student
+    state, bounds = split_fused_state(artifact.tensors)
+    return _fused_network(architecture, Plan.from_description(artifact.metadata["plan"], str(path)), state, bounds,
+                          str(path), routing, routing_seed)
+
+
+def load_packed(path: Union[str, Path], routing: str = "argmax", routing_seed: int = 0) -> nn.Layer:
+    """The fused network that a packed file holds, as a Paddle network: the same answers bit for bit (float32 rest).
+
+    Raises:
+        UserError: from ``read_packed``.
+    """
+    model = read_packed(path)
+    bounds = {name: np.array([q.lower, q.upper], np.float32) for name, q in model.quantizers.items()}
+    return _fused_network(model.architecture, Plan.from_description(model.metadata["plan"], str(path)), unpack(model),
+                          bounds, str(path), routing, routing_seed)
+
+
+def load_model(path: Union[str, Path], routing: str = "argmax", routing_seed: int = 0) -> nn.Layer:
+    """:func:`load_fused` or :func:`load_packed`, whichever the file is.
+
+    Raises:
+        UserError: neither of them, or from these.
+    """
+    kind = load_artifact(path).kind
+    loaders = {FUSED_KIND: load_fused, PACKED_KIND: load_packed}
+    if kind not in loaders:
+        raise UserError(f"{path}: holds {kind!r}, expected {' or '.join(map(repr, loaders))} (made by tools/export.py)")
+    return loaders[kind](path, routing, routing_seed)
+
+
+def pack_fused(path: Union[str, Path]) -> PackedModel:
+    """The packed form of a fused model file.
+
+    Raises:
+        UserError: damaged file, or values that are no levels of their quantizers.
+    """
+    artifact = load_artifact(path, FUSED_KIND)
+    _, bounds = split_fused_state(artifact.tensors)
+    plan = Plan.from_description(artifact.metadata["plan"], str(path))
+    metadata = {key: value for key, value in artifact.metadata.items() if key not in ("plan", "architecture")}
+    return pack(load_fused(path), artifact.metadata["architecture"], plan, bounds, metadata)
 
 
 def upscaler(network: nn.Layer):
@@ -152,5 +198,3 @@ def upscaler(network: nn.Layer):
         with paddle.no_grad():
             return network(x)[0].numpy().transpose(1, 2, 0)
     return upscale
-
-

@@ -1,10 +1,10 @@
 import pytest
 
 from ppsr2q.core.errors import UserError
+from ppsr2q.core.plan import matches
 from ppsr2q.models import MambaIRv2Light
 from ppsr2q.quant import PLAN_ENTRIES, Plan, PlanEntry
 from ppsr2q.quant.cost import count, parameter_sizes, plan_table
-from ppsr2q.quant.plan import matches, plan_from_description
 from tests.quant.networks import Small
 
 ENTRIES = PLAN_ENTRIES["mambairv2_light"]
@@ -81,7 +81,7 @@ def test_mistakes_in_a_plan_are_named(entries, overrides, message):
 def test_a_plan_survives_its_description(network):
     import json
     plan = Plan(ENTRIES, 2, {"**.points.map": 8})
-    again = plan_from_description(json.loads(json.dumps(plan.describe())))
+    again = Plan.from_description(json.loads(json.dumps(plan.describe())), "a file")
     assert again.resolve(network) == plan.resolve(network)
 
 

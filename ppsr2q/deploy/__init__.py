@@ -1,0 +1,1 @@
+"""What ships: the packed file, exporters for other engines, and the integer runtime."""
