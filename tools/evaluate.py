@@ -1,6 +1,7 @@
 """Measure PSNR and SSIM on test sets.
 
   python tools/evaluate.py --model out/fused.safetensors -o data.root=FOLDER --sets Set5,Set14 --json results.json
+  python tools/evaluate.py --engine runtime --threads 2 --model out/model.safetensors -o data.root=FOLDER --sets Set5
   python tools/evaluate.py -c configs/mambairv2_light_x2_fp.yml -o model.weights=FILE -o data.root=FOLDER
 
 FOLDER holds Set5/HR/*, … (tools/prepare_data.py checks it). Missing low-resolution images are made in memory.
@@ -13,17 +14,19 @@ from ppsr2q.workflow import cli
 def main() -> None:
     parser = cli.make_parser(__doc__, needs_config=False)
     parser.add_argument("--model", metavar="FILE",
-                        help="a fused model; carries its architecture and plan, -c is then optional")
+                        help="a fused or packed model; carries its architecture and plan, -c is then optional")
+    cli.add_engine(parser)
     parser.add_argument("--stage", choices=("bicubic", "fp", "searched", "bounds", "rgt", "osrc", "fused"),
                         help="with -c: which state to measure (default: fused, or fp with quant.bits: null)")
     parser.add_argument("--sets", metavar="A,B", help="test sets (default: data.sets of the config)")
     parser.add_argument("--json", metavar="FILE", help="also write the results, image by image")
     arguments = parser.parse_args()
-    config = cli.configure(arguments)
+    config = cli.configure(arguments, needs_paddle=arguments.engine == "paddle")
     from ppsr2q.core.files import atomic_path
     from ppsr2q.evaluation.evaluator import format_results
     from ppsr2q.workflow.evaluating import load_upscaler, measure
-    upscale, scale = load_upscaler(config, arguments.config, arguments.model, arguments.stage)
+    upscale, scale = load_upscaler(config, arguments.config, arguments.model, arguments.stage, arguments.engine,
+                                    arguments.threads)
     sets = arguments.sets.split(",") if arguments.sets else config.data.sets
     results = measure(config, upscale, scale, sets)
     print(format_results(results))

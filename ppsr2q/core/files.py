@@ -133,7 +133,7 @@ def load_artifact(path: PathLike, kind: Optional[str] = None) -> Artifact:
         raise UserError(f"{path}: holds {header['kind']!r}, expected {kind!r}{_maker(kind)}")
     try:
         tensors = safetensors.numpy.load(content)
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+    except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
         raise UserError(f"{path}: damaged safetensors file ({error})") from error
     if header["sha256"] != _content_sha256(header, tensors):
         raise UserError(f"{path}: damaged, its content does not match the SHA-256 recorded in it; "
@@ -167,13 +167,17 @@ def _header(path: Path, content: bytes) -> Dict[str, Any]:
     try:
         entries = json.loads(content[8:8 + length])
         ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        end = 8 + length + max(ends, default=0)
+        truncated = len(content) < end
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise foreign from error
-    if len(content) < 8 + length + max(ends, default=0):
-        raise UserError(f"{path}: truncated ({len(content)} of {8 + length + max(ends, default=0)} bytes)")
+    if truncated:
+        raise UserError(f"{path}: truncated ({len(content)} of {end} bytes)")
     try:
         header = json.loads(entries["__metadata__"][_METADATA_KEY])
         kept = {key: header[key] for key in ("format", "kind", "versions", "metadata", "sha256")}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: a safetensors file, but not one that ppsr2q wrote") from error
+    if type(kept["format"]) is not int or not isinstance(kept["kind"], str):
+        raise UserError(f"{path}: damaged, its format and kind are not recorded")
     return kept

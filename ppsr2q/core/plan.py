@@ -41,7 +41,10 @@ def _part_fits(part: str, pattern: str) -> bool:
 def matches(name: str, pattern: str) -> bool:
     """Whether a dotted name matches: ``*`` stands for anything within one part, a part ``**`` for one or more
     parts."""
-    return _fits(name.split("."), _parts(pattern), "**", _part_fits)
+    parts = _parts(pattern)
+    if "*" not in parts[-1] and not name.endswith(parts[-1]):  # settles most of the many pairs at once
+        return False
+    return _fits(name.split("."), parts, "**", _part_fits)
 
 
 @functools.lru_cache(maxsize=4096)

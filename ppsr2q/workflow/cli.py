@@ -49,10 +49,18 @@ def _leave(message: str, code: int) -> None:
     sys.exit(code)
 
 
-def configure(arguments: argparse.Namespace) -> Config:
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """``--engine`` and ``--threads`` of the tools that use a finished model."""
+    parser.add_argument("--engine", choices=("paddle", "runtime"), default="paddle",
+                        help="runtime: the integer runtime, for packed models; needs no Paddle (default: paddle)")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads of the runtime (default: all processors)")
+
+
+def configure(arguments: argparse.Namespace, needs_paddle: bool = True) -> Config:
     """Read the config, and prepare Paddle for it."""
     config = load_config(arguments.config, arguments.override)
-    prepare(config)
+    if needs_paddle:
+        prepare(config)
     return config
 
 

@@ -1,0 +1,130 @@
+"""Using a network on a picture, a folder or a video: ``tools/predict.py``. Knows no framework."""
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Dict, Iterator, List
+
+import cv2
+import numpy as np
+
+from ppsr2q.core.errors import UserError
+from ppsr2q.core.files import atomic_path
+from ppsr2q.data.image_io import Picture, list_images, read_picture, write_picture
+from ppsr2q.evaluation.metrics import to_uint8
+from ppsr2q.evaluation.tiling import check_tiling, run_tiled
+from ppsr2q.workflow.evaluating import Upscale
+from ppsr2q.workflow.progress import Progress
+
+VIDEOS = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v")
+
+
+def _tiled(upscale: Upscale, scale: int, tile: int, overlap: int) -> Upscale:
+    return partial(run_tiled, upscale, tile=tile, overlap=overlap, scale=scale) if tile else upscale
+
+
+def predict_picture(upscale: Upscale, scale: int, picture: Picture, tile: int, overlap: int) -> Picture:
+    """Super-resolve a picture; grey stays grey, alpha is enlarged by plain bicubic (a mask is no photograph)."""
+    rgb = np.clip(_tiled(upscale, scale, tile, overlap)(picture.rgb), 0, 1)
+    if picture.gray:
+        rgb = np.repeat(rgb.mean(axis=2, keepdims=True), 3, axis=2)
+    alpha = picture.alpha
+    if alpha is not None:
+        alpha = np.clip(cv2.resize(alpha, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC), 0, 1)
+    return Picture(rgb, alpha, picture.gray, picture.depth)
+
+
+def _output_name(file: Path) -> str:
+    # JPEG and BMP hold no alpha, and re-encoding with losses would blur what was gained
+    return file.name if file.suffix.lower() in (".png", ".tif", ".tiff", ".webp") else f"{file.stem}.png"
+
+
+def predict(upscale: Upscale, scale: int, source: Path, target: Path, tile: int, overlap: int) -> List[Path]:
+    """Super-resolve a file, a video or all images of a folder into a folder, one picture in memory at a time.
+
+    Raises:
+        UserError: nothing to read, or unreadable files; the readable images of a folder are done first. Before
+            anything is computed: tiles that do not overlap properly, a folder that cannot be written to, or two
+            images that would be written to one file.
+    """
+    if tile:
+        check_tiling(tile, overlap)
+    files = list_images(source) if source.is_dir() else [source]  # of a folder, its images
+    if not files:
+        raise UserError(f"{source}: no images in this folder")
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{target}: expected a folder to write to, this is a file")
+    if target.resolve() == (source if source.is_dir() else source.parent).resolve():
+        raise UserError(f"{target}: is where the input lies; its images would be overwritten")
+    names: Dict[str, Path] = {}
+    for file in files:
+        other = names.setdefault(_output_name(file), file)
+        if other is not file:
+            raise UserError(f"{other} and {file} would both be written to {target / _output_name(file)}; rename one")
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{target}: this folder cannot be made ({error.strerror})") from error
+    if source.suffix.lower() in VIDEOS and not source.is_dir():
+        predict_video(_tiled(upscale, scale, tile, overlap), scale, source, target / f"{source.stem}.mp4")
+        return [target / f"{source.stem}.mp4"]
+    progress, written, failed = Progress("super-resolving", len(files)), [], []
+    for name, file in names.items():
+        try:
+            result = predict_picture(upscale, scale, read_picture(file), tile, overlap)
+            write_picture(target / name, result)
+            written.append(target / name)
+        except UserError as error:
+            failed.append(str(error))
+        progress.advance()
+    progress.close()
+    if failed:
+        raise UserError("\n".join(failed) + (f"\n({len(written)} other images were written)" if written else ""))
+    return written
+
+
+def _frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
+    while True:
+        there, frame = capture.read()
+        if not there:
+            return
+        yield frame
+
+
+def predict_video(upscale: Upscale, scale: int, source: Path, target: Path) -> int:
+    """Super-resolve a video frame by frame into an MPEG-4 file at the same rate; sound is not copied.
+
+    Returns:
+        The number of frames.
+
+    Raises:
+        UserError: the video cannot be decoded, or this OpenCV cannot encode the enlarged one.
+    """
+    if not source.is_file():
+        raise UserError(f"{source}: no such video file")
+    capture = cv2.VideoCapture(str(source))
+    try:
+        width, height = (int(capture.get(key)) for key in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+        if not capture.isOpened() or not width or not height:
+            raise UserError(f"{source}: this video cannot be decoded")
+        rate = capture.get(cv2.CAP_PROP_FPS) or 25.0
+        progress = Progress(f"super-resolving {source.name}", max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 1))
+        done = 0
+        with atomic_path(target) as temporary:
+            writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter_fourcc(*"mp4v"), rate, (width * scale, height * scale))
+            try:
+                if not writer.isOpened():
+                    raise UserError(f"{target}: OpenCV cannot encode MPEG-4 of {width * scale} x {height * scale} pixels")
+                for frame in _frames(capture):
+                    image = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB).astype(np.float32) / np.float32(255)
+                    writer.write(cv2.cvtColor(to_uint8(upscale(image)), cv2.COLOR_RGB2BGR))
+                    done += 1
+                    progress.advance()
+            finally:
+                writer.release()
+            if not done:
+                raise UserError(f"{source}: no frame of this video can be decoded")
+        progress.close()
+    finally:
+        capture.release()
+    return done

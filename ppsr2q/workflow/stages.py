@@ -1,0 +1,44 @@
+"""The network of a config after a stage (Paddle)."""
+from __future__ import annotations
+
+from typing import Optional
+
+from paddle import nn
+
+from ppsr2q.core.config import Config
+from ppsr2q.workflow.exporting import load_calibrated, mean_gate_student
+from ppsr2q.workflow.networks import build_network, build_quantized, load_fused
+from ppsr2q.workflow.training import load_searched_bounds, load_trained, paths, require_stage
+
+
+def _searched(config: Config, config_path: str) -> nn.Layer:
+    path = paths(config)["bounds"]
+    require_stage(path, "train", config_path)
+    quantized = build_quantized(config)
+    load_searched_bounds(config, quantized)
+    return quantized.student
+
+
+def _fused(config: Config, config_path: str) -> nn.Layer:
+    path = paths(config)["fused"]
+    require_stage(path, "export", config_path)
+    return load_fused(path, config.model.routing, config.model.routing_seed)
+
+
+def network_of_stage(config: Config, config_path: str, stage: Optional[str] = None) -> nn.Layer:
+    """The network of a config after a stage: ``fp``, ``searched`` bounds, trained ``bounds`` (without rectifiers),
+    ``rgt`` (mean gates), ``osrc`` (before fusing) or ``fused``; default ``fused``, or ``fp`` with ``quant.bits: null``.
+
+    Raises:
+        UserError: naming the tool that makes what is missing.
+    """
+    stage = stage or ("fp" if config.quant.bits is None else "fused")
+    if stage == "fp":
+        return build_network(config)
+    if stage == "bounds":
+        return load_trained(config, config_path).student
+    if stage == "rgt":
+        return mean_gate_student(config, config_path).student
+    if stage == "osrc":
+        return load_calibrated(config, config_path).student
+    return {"searched": _searched, "fused": _fused}[stage](config, config_path)
