@@ -19,6 +19,14 @@ ALLOWED = {
     "workflow": EVERYTHING,
 }
 PADDLE_FREE = ("data", "evaluation")
+# what runs in an environment without Paddle, and what of ours it may import
+PADDLE_FREE_MODULES = {
+    "core/plan.py": {"ppsr2q.core"},
+    "deploy/__init__.py": {"ppsr2q.core", "ppsr2q.deploy.packed", "ppsr2q.deploy.runtime"},
+    "deploy/architectures.py": {"ppsr2q.core"},
+    "deploy/packed.py": {"ppsr2q.core", "ppsr2q.deploy.architectures"},
+    "deploy/runtime": {"ppsr2q.core", "ppsr2q.deploy.packed", "ppsr2q.deploy.runtime"},
+}
 
 
 def room_files(room):
@@ -51,6 +59,16 @@ def test_a_room_imports_only_its_neighbours(room):
 def test_rooms_without_networks_do_not_need_paddle(room):
     for path in room_files(room):
         assert not {name for name in imported(path) if name.split(".")[0] == "paddle"}, path
+
+
+@pytest.mark.parametrize("name", PADDLE_FREE_MODULES)
+def test_what_ships_does_not_need_paddle(name):
+    allowed, path = PADDLE_FREE_MODULES[name], ROOT / "ppsr2q" / name
+    for file in [path] if path.is_file() else path.rglob("*.py"):
+        for module in imported(file):
+            assert module.split(".")[0] != "paddle", file
+            if module.startswith("ppsr2q."):
+                assert any(f"{module}.".startswith(f"{room}.") for room in allowed), f"{file} imports {module}"
 
 
 def test_every_folder_of_the_package_is_a_known_room():

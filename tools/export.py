@@ -1,6 +1,11 @@
-"""Fuse rectifiers and weight quantizers into the weights (stage 3), check parity, write the Paddle inference model.
+"""Fuse rectifiers and weight quantizers into the weights (stage 3), and write the network in the formats that ship.
 
   python tools/export.py -c configs/mambairv2_light_x2_w4a4.yml (and the -o options that train.py had)
+  python tools/export.py -c configs/mambairv2_light_x4_w4a4.yml -o output_dir=out --format packed
+
+fused    fused.safetensors: float weights and all bounds
+packed   model.safetensors: codes, bounds and the rest; small, what the integer runtime reads
+paddle   inference/: Paddle inference model, one image of any height and width
 
 Leaves with exit code 3 when a written model answers differently from the calibrated student.
 """
@@ -9,16 +14,15 @@ from ppsr2q.workflow import cli
 
 def main() -> None:
     parser = cli.make_parser(__doc__)
-    parser.add_argument("--no-inference-model", action="store_true", help="write fused.safetensors only")
+    parser.add_argument("--format", default="fused,paddle", metavar="A,B", help="what to write (default: %(default)s)")
+    parser.add_argument("--rest", choices=("float32", "float16"), default="float32",
+                        help="type of what is not quantized in a packed model (default: %(default)s)")
     arguments = parser.parse_args()
     config = cli.configure(arguments)
     from ppsr2q.workflow.exporting import export
-    exported = export(config, arguments.config, not arguments.no_inference_model)
-    print(f"{exported.fused}: {exported.fused.stat().st_size:,} bytes, differs from the calibrated student by "
-          f"{exported.fused_difference:.2g}")
-    if exported.inference_difference is not None:
-        print(f"{exported.inference}: Paddle inference model, any height and width, differs by "
-              f"{exported.inference_difference:.2g} (root mean square)")
+    for written in export(config, arguments.config, arguments.format.split(","), arguments.rest).values():
+        print(f"{written.path}: {written.size:,} bytes ({written.size / 2**20:.3f} MiB), {written.measure} to the "
+              f"calibrated student {written.difference:.2g}")
 
 
 if __name__ == "__main__":

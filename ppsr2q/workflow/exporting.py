@@ -3,39 +3,48 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 import numpy as np
 import paddle
 from paddle import nn
 
 from ppsr2q.core.config import Config
-from ppsr2q.core.errors import ParityError
+from ppsr2q.core.errors import ParityError, UserError
 from ppsr2q.core.files import save_artifact
-from ppsr2q.quant import get_bounds, named_quantizers
+from ppsr2q.deploy.packed import write_packed
+from ppsr2q.deploy.packing import pack
+from ppsr2q.quant import Plan, get_bounds, named_quantizers
 from ppsr2q.quant.fake_quantizer import fix_bounds
 from ppsr2q.spr2q.fuse import FUSED_KIND, fuse, fused_state
 from ppsr2q.spr2q.rectifier import freeze_gates
 from ppsr2q.spr2q.routing_table import load_table
 from ppsr2q.workflow.batches import calibration_batch
-from ppsr2q.workflow.networks import Quantized, build_quantized, check_origin, load_fused, provenance
+from ppsr2q.workflow.networks import Quantized, build_quantized, check_origin, load_fused, load_packed, provenance
 from ppsr2q.workflow.training import load_trained, paths, require_stage
 
 TOLERANCE = 1e-5  # of an output in [0, 1], largest difference: both networks run the same float32 operators
-#: Root mean square difference of the inference model. Its scan adds in another order, and a value that lies within
-#: rounding of a threshold then gets the next code and may change a routing: more than rounding, less than a grey level.
+#: Root mean square difference of the inference model, and of parameters rounded to float16. A graph's scan adds in
+#: another order, and a value that lies within rounding of a threshold then gets the next code and may change a
+#: routing: more than rounding, less than a grey level.
 GRAPH_TOLERANCE = 1 / 255
+PROBE_SIZES = ((24, 40), (33, 17))
+DEFAULT_FORMATS = ("fused", "paddle")
 
 
 @dataclass(frozen=True)
-class Exported:
-    """Files written, and their difference to the calibrated student on probe images: the largest of the fused file,
-    the root mean square of the inference model (None when it was not written)."""
+class Written:
+    """A file (or folder) of an export.
 
-    fused: Path
-    inference: Path
-    fused_difference: float
-    inference_difference: Optional[float]
+    Attributes:
+        size: bytes.
+        difference: to the calibrated student on probe images, as ``measure`` says.
+    """
+
+    path: Path
+    size: int
+    difference: float
+    measure: str
 
 
 def load_calibrated(config: Config, config_path: str) -> Quantized:
@@ -72,36 +81,87 @@ def save_inference_model(network: nn.Layer, prefix: Path) -> None:
     paddle.jit.save(paddle.jit.to_static(network, input_spec=spec, full_graph=True), str(prefix))
 
 
-def _outputs(network, sizes) -> List[np.ndarray]:
+def _outputs(network) -> List[np.ndarray]:
     with paddle.no_grad():
-        return [network(probe(size)).numpy() for size in sizes]
+        return [network(probe(size)).numpy() for size in PROBE_SIZES]
 
 
-def export(config: Config, config_path: str, inference: bool = True) -> Exported:
-    """Write ``fused.safetensors`` and ``inference/``.
+def export(config: Config, config_path: str, formats: Sequence[str] = DEFAULT_FORMATS,
+           rest: str = "float32") -> Dict[str, Written]:
+    """Fuse, and write every format (a key of ``FORMATS``) under ``output_dir``.
+
+    Args:
+        rest: type of what is not quantized in a packed model, ``float32`` or ``float16``.
 
     Raises:
+        UserError: unknown format, or a stage that has not run.
         ParityError: a written form answers differently from the calibrated student.
     """
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown or not formats:
+        raise UserError(f"--format {','.join(unknown)}: expected some of {', '.join(FORMATS)}, separated by commas")
     quantized = load_calibrated(config, config_path)
-    student, where, sizes = quantized.student, paths(config), [(24, 40), (33, 17)]
-    expected, bounds = _outputs(student, sizes), get_bounds(student)
+    student = quantized.student
+    expected, bounds = _outputs(student), get_bounds(student)
     fuse(student, quantized.tensors)
-    metadata = {**provenance(config, quantized.teacher), "plan": quantized.plan.describe()}
-    save_artifact(where["fused"], fused_state(student, bounds), FUSED_KIND, metadata)
-    fused = load_fused(where["fused"])
-    difference = max(float(np.abs(a - b).max()) for a, b in zip(_outputs(fused, sizes), expected))
-    _require_parity("fused.safetensors", difference, TOLERANCE)
-    graph_difference = None
-    if inference:
-        save_inference_model(fused, where["inference"] / "model")
-        written = paddle.jit.load(str(where["inference"] / "model"))
-        graph_difference = max(float(((a - b)**2).mean()**0.5) for a, b in zip(_outputs(written, sizes), expected))
-        _require_parity("the inference model", graph_difference, GRAPH_TOLERANCE)
-    return Exported(where["fused"], where["inference"], difference, graph_difference)
+    job = _Job(student, quantized.plan, bounds, provenance(config, quantized.teacher), paths(config), rest, expected)
+    return {name: FORMATS[name](job) for name in FORMATS if name in formats}
 
 
-def _require_parity(what: str, difference: float, tolerance: float) -> None:
+@dataclass(frozen=True)
+class _Job:
+    """What a writer of a format gets: the fused student, and the outputs that its file must reproduce."""
+
+    student: nn.Layer
+    plan: Plan
+    bounds: Dict[str, np.ndarray]
+    provenance: Dict[str, Any]
+    paths: Dict[str, Path]
+    rest: str
+    expected: List[np.ndarray]
+
+
+def _write_fused(job: _Job) -> Written:
+    path = job.paths["fused"]
+    save_artifact(path, fused_state(job.student, job.bounds), FUSED_KIND,
+                  {**job.provenance, "plan": job.plan.describe()})
+    return _checked(path, load_fused(path), job.expected, _largest, TOLERANCE)
+
+
+def _write_packed(job: _Job) -> Written:
+    path, metadata = job.paths["packed"], dict(job.provenance)
+    model = pack(job.student, metadata.pop("architecture"), job.plan, job.bounds, metadata)
+    write_packed(path, model, job.rest)
+    if job.rest == "float32":
+        return _checked(path, load_packed(path), job.expected, _largest, TOLERANCE)
+    return _checked(path, load_packed(path), job.expected, _root_mean_square, GRAPH_TOLERANCE)
+
+
+def _write_inference_model(job: _Job) -> Written:
+    folder = job.paths["inference"]
+    save_inference_model(job.student, folder / "model")
+    return _checked(folder, paddle.jit.load(str(folder / "model")), job.expected, _root_mean_square, GRAPH_TOLERANCE)
+
+
+#: Format -> its writer, in the order in which they run: the last one turns the student into a graph.
+FORMATS: Dict[str, Callable[[_Job], Written]] = {"fused": _write_fused, "packed": _write_packed,
+                                                 "paddle": _write_inference_model}
+
+
+def _largest(a: np.ndarray, b: np.ndarray) -> float:
+    """largest difference"""
+    return float(np.abs(a - b).max())
+
+
+def _root_mean_square(a: np.ndarray, b: np.ndarray) -> float:
+    """root mean square difference"""
+    return float(((a - b)**2).mean()**0.5)
+
+
+def _checked(path: Path, network: Callable, expected: List[np.ndarray], measure: Callable, tolerance: float) -> Written:
+    difference = max(measure(a, b) for a, b in zip(_outputs(network), expected))
     if not difference <= tolerance:
-        raise ParityError(f"{what} differs from the calibrated student by {difference:.3g} (at most {tolerance:.3g} of "
+        raise ParityError(f"{path} differs from the calibrated student by {difference:.3g} (at most {tolerance:.3g} of "
                           "an output in [0, 1] is accepted)")
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else path.stat().st_size
+    return Written(path, size, difference, measure.__doc__)

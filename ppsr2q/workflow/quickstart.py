@@ -50,7 +50,7 @@ def run(output: Path, overrides: List[str]) -> Dict[str, Any]:
     train(config)
     print("3/4 static routing (OSRC), fusing, inference model")
     calibrate_routing(config, CONFIG)
-    exported = export(config, CONFIG)
+    fused = export(config, CONFIG)["fused"].path
     print("4/4 measuring")
     test_set, crops, table = TestSet(data, TEST_SET, config.model.scale), [], {}
     for title, row_config, stage in _rows(config, without):
@@ -67,11 +67,11 @@ def run(output: Path, overrides: List[str]) -> Dict[str, Any]:
     write_record(output / "results.json", "quickstart", table, how="tools/quickstart.sh", seconds=seconds,
                  seed=config.seed, schedule=dataclasses.asdict(config.train), protocol=results["protocol"],
                  fingerprint="")
-    print(_summary(config, table, output, exported, seconds))
+    print(_summary(config, table, output, fused, seconds))
     return table
 
 
-def _summary(config: Config, table: Dict[str, Any], output: Path, exported, seconds: float) -> str:
+def _summary(config: Config, table: Dict[str, Any], output: Path, fused: Path, seconds: float) -> str:
     bits = config.quant.bits
     lines = [f"\nMambaIRv2-light x{config.model.scale}, {bits} bits, a reduced schedule ({config.train.iterations} + "
              f"{config.route_calib.iterations} iterations of batch {config.train.batch}), {format_duration(seconds)}:",
@@ -80,9 +80,9 @@ def _summary(config: Config, table: Dict[str, Any], output: Path, exported, seco
     return "\n".join(lines + [
         "", f"look at     {output / 'side_by_side.png'}",
         f"watch       visualdl --logdir {output}",
-        f"fused model {exported.fused}", "", "go on with",
-        f"  python tools/predict.py --model {exported.fused} YOUR_IMAGES enlarged/",
-        f"  python tools/evaluate.py --model {exported.fused} -o data.root={output / 'data'} --sets {TEST_SET}",
+        f"fused model {fused}", "", "go on with",
+        f"  python tools/predict.py --model {fused} YOUR_IMAGES enlarged/",
+        f"  python tools/evaluate.py --model {fused} -o data.root={output / 'data'} --sets {TEST_SET}",
         "  python tools/train.py -c configs/mambairv2_light_x2_w4a4_short.yml -o model.weights=embedded "
         "-o data.train=YOUR_TRAINING_IMAGES"])
 

@@ -54,7 +54,7 @@ def trained(options):
 @pytest.fixture(scope="module")
 def exported(options, trained):
     tool("route_calib", *options)
-    return tool("export", *options)
+    return tool("export", *options, "--format", "fused,packed,paddle")
 
 
 def test_missing_stages_name_the_tool_that_makes_them(options, tmp_path):
@@ -72,6 +72,45 @@ def test_training_reports_and_keeps_a_dashboard(trained, out):
 def test_export_writes_what_answers_alike(exported, out):
     assert "fused.safetensors" in exported
     assert (out / "inference" / "model.pdiparams").is_file()
+
+
+def test_the_packed_model_is_the_fused_network_bit_for_bit(exported, out):
+    import paddle
+
+    from ppsr2q.workflow.exporting import probe
+    from ppsr2q.workflow.networks import load_fused, load_packed
+    assert f"model.safetensors: {(out / 'model.safetensors').stat().st_size:,} bytes" in exported
+    fused, packed = load_fused(out / "fused.safetensors"), load_packed(out / "model.safetensors")
+    with paddle.no_grad():
+        for size in ((16, 16), (5, 50), (40, 40)):
+            assert np.array_equal(packed(probe(size)).numpy(), fused(probe(size)).numpy())
+    stored, weights = dict(fused.named_parameters()), dict(packed.named_parameters())
+    assert set(stored) == set(weights)
+    for name, value in stored.items():
+        if not name.endswith(("A_logs", "dt_projs_bias", "embeddingA.weight", "embeddingB.weight")):  # folded
+            assert np.array_equal(weights[name].numpy(), value.numpy()), name
+
+
+def test_half_precision_answers_nearly_alike(exported, options, out, data, tmp_path):
+    full = out / "model.safetensors"
+    kept, size = full.read_bytes(), full.stat().st_size
+    said = tool("export", *options, "--format", "packed", "--rest", "float16")
+    half = full.rename(tmp_path / "half.safetensors")
+    full.write_bytes(kept)
+    assert "fused" not in said and half.stat().st_size < 0.65 * size
+    for name, path in (("full", full), ("half", half)):
+        tool("evaluate", "--model", path, "-o", f"data.root={data}", "--sets", "Embedded", "--json", tmp_path / f"{name}.json")
+    psnr = [json.loads((tmp_path / f"{name}.json").read_text())["Embedded"]["psnr_y"] for name in ("full", "half")]
+    assert psnr[0] == pytest.approx(psnr[1], abs=0.05)
+
+
+def test_unknown_formats_and_stray_options_are_named(exported, options, out, tmp_path):
+    assert "expected some of fused, packed, paddle" in tool("export", *options, "--format", "fused,jpeg", expect=2)
+    packed = ["--model", out / "model.safetensors"]
+    said = tool("predict", *packed, "--threads", "2", tmp_path, tmp_path / "o", expect=2)
+    assert "--engine runtime" in said
+    said = tool("predict", "--engine", "runtime", tmp_path, tmp_path / "o", "-c", CONFIG, expect=2)
+    assert "--format packed" in said
 
 
 def test_the_inference_model_takes_any_size(exported, out):
@@ -138,7 +177,7 @@ def test_damaged_models_are_refused(exported, out, tmp_path):
         path.write_bytes(damaged)
         assert str(path) in tool("predict", "--model", path, tmp_path, tmp_path / "o", expect=2)
     said = tool("predict", "--model", out / "rectifiers.safetensors", tmp_path, tmp_path / "o", expect=2)
-    assert "'rectifiers'" in said and "fused model" in said
+    assert "'rectifiers'" in said and "fused model" in said and "packed model" in said
 
 
 def test_a_parity_failure_leaves_with_code_3(exported, options, monkeypatch):
@@ -155,7 +194,7 @@ def test_a_parity_failure_leaves_with_code_3(exported, options, monkeypatch):
     monkeypatch.setattr(exporting, "load_fused", slightly_wrong)
 
     def export():
-        exporting.export(load_config(ROOT / CONFIG, overrides), CONFIG, inference=False)
+        exporting.export(load_config(ROOT / CONFIG, overrides), CONFIG, ["fused"])
     with pytest.raises(ParityError, match="0.001"):
         export()
     with pytest.raises(SystemExit) as left:
