@@ -217,8 +217,8 @@ def _tensors(name: str, kind: str, entry: PlanEntry, bits: int) -> List[PlannedT
         parameter = f"{owner}.{entry.parameter}" if entry.parameter else None
         return [PlannedTensor(name, name, "point", bits, entry, parameter)]
     if kind not in (LINEAR, CONV):
-        raise UserError(f"plan entry {entry.pattern!r} matches {name}, a {kind}; only Linear, Conv2D and QuantPoint can "
-                        "be quantized")
+        raise UserError(f"plan entry {entry.pattern!r} matches {name}, a {kind}; only Linear, Conv2D and QuantPoint "
+                        "can be quantized")
     if entry.rectifier and kind != LINEAR:
         raise UserError(f"plan entry {entry.pattern!r}: a rectifier needs a Linear layer, {name} is a Conv2D")
     return [PlannedTensor(f"{name}.weight", name, "weight", bits, entry, f"{name}.weight"),

@@ -1,4 +1,4 @@
-"""The quantization plan of Paddle networks: rules (``core.plan``) applied to layers, and the rules of each architecture."""
+"""The quantization plan of Paddle networks: rules (``core.plan``) applied to layers; each architecture's rules."""
 from __future__ import annotations
 
 from typing import Dict, List

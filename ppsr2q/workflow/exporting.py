@@ -163,5 +163,5 @@ def _checked(path: Path, network: Callable, expected: List[np.ndarray], measure:
     if not difference <= tolerance:
         raise ParityError(f"{path} differs from the calibrated student by {difference:.3g} (at most {tolerance:.3g} of "
                           "an output in [0, 1] is accepted)")
-    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else path.stat().st_size
-    return Written(path, size, difference, measure.__doc__)
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return Written(path, sum(file.stat().st_size for file in files), difference, measure.__doc__)

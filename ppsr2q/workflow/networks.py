@@ -131,7 +131,8 @@ def _fused_network(architecture: Dict[str, Any], plan: Plan, state: Dict[str, np
     odd = set(parameters) ^ set(state) or {n for n in state if list(state[n].shape) != list(parameters[n].shape)}
     if odd or not set(quantizers) <= set(bounds):
         first = sorted(odd or set(quantizers) - set(bounds))[0]
-        raise UserError(f"{source}: its arrays do not fit {architecture['name']} x{architecture['scale']}, first {first}")
+        raise UserError(f"{source}: its arrays do not fit {architecture['name']} x{architecture['scale']}, "
+                        f"first {first}")
     for name, parameter in parameters.items():
         parameter.set_value(state[name])
     set_bounds(student, {name: bounds[name] for name in quantizers})

@@ -111,10 +111,11 @@ def predict_video(upscale: Upscale, scale: int, source: Path, target: Path) -> i
         progress = Progress(f"super-resolving {source.name}", max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 1))
         done = 0
         with atomic_path(target) as temporary:
-            writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter_fourcc(*"mp4v"), rate, (width * scale, height * scale))
+            size = (width * scale, height * scale)
+            writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter_fourcc(*"mp4v"), rate, size)
             try:
                 if not writer.isOpened():
-                    raise UserError(f"{target}: OpenCV cannot encode MPEG-4 of {width * scale} x {height * scale} pixels")
+                    raise UserError(f"{target}: OpenCV cannot encode MPEG-4 of {size[0]} x {size[1]} pixels")
                 for frame in _frames(capture):
                     image = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB).astype(np.float32) / np.float32(255)
                     writer.write(cv2.cvtColor(to_uint8(upscale(image)), cv2.COLOR_RGB2BGR))
