@@ -76,7 +76,8 @@ def _step(case: Case) -> Call:
         rates = {"bounds": config.train.lr_bounds, "rectifiers": config.train.lr_rectifier,
                  "gates": config.train.lr_gate}
         stage = GroupTraining(student, teacher, loss, learning_rates=rates)
-    optimizers = [paddle.optimizer.Adam(group.lr, parameters=list(group.parameters.values()))
+    optimizers = [paddle.optimizer.Adam(group.lr, parameters=list(group.parameters.values()),
+                                        use_multi_tensor=True)
                   for group in stage.parameter_groups()]
 
     def call():

@@ -126,7 +126,8 @@ class Trainer:
         self._sizes = [int(np.prod(p.shape)) for p in self._parameters]
         self._optimizers = [
             paddle.optimizer.Adam(group.lr, beta1=settings.betas[0], beta2=settings.betas[1],
-                                  epsilon=settings.epsilon, parameters=list(group.parameters.values()))
+                                  epsilon=settings.epsilon, parameters=list(group.parameters.values()),
+                                  use_multi_tensor=True)  # one operator for a thousand small tensors
             for group in self._groups]
         self._identity = {"run": dict(metadata or {}), "stage": stage.name,
                           "settings": dataclasses.asdict(settings), "processes": distributed.world_size()}

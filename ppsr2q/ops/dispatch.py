@@ -11,6 +11,7 @@ from ppsr2q.ops import native
 # Tensor arguments of every operator that has a kernel, as the operators pass them to :func:`serves`.
 ARGUMENTS = {
     "fake_quantize": ("x", "bounds"),
+    "feature_distance": ("student", "teacher"),
     "linear": ("x", "residual"),
     "norm_linear": ("x",),
     "window_attention": ("q", "k", "v", "table"),

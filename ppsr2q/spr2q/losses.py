@@ -4,7 +4,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Dict, List, Sequence
 
+import numpy as np
 import paddle
+
+from ppsr2q import ops
 
 
 @dataclass(frozen=True)
@@ -28,17 +31,10 @@ def pixel_loss(student: paddle.Tensor, teacher: paddle.Tensor) -> paddle.Tensor:
     return (student - teacher).abs().mean()
 
 
-def _unit(feature: paddle.Tensor) -> paddle.Tensor:
-    norm = paddle.sqrt((feature.detach()**2).sum(axis=[1, 2], keepdim=True))
-    return feature / paddle.clip(norm, min=1e-12)
-
-
 def feature_loss(student: paddle.Tensor, teacher: paddle.Tensor, settings: LossSettings) -> paddle.Tensor:
-    """Squared difference of one block's features (B, tokens, C), scalar."""
-    if settings.feature_norm == "l2":
-        student, teacher = _unit(student), _unit(teacher)
-    squares = (student - teacher)**2
-    return squares.mean() if settings.feature_reduction == "mean" else squares.sum(axis=[1, 2]).mean()
+    """Squared difference of one block's features (B, tokens, C), scalar; the teacher's are constant."""
+    distance = ops.feature_distance(student, teacher, unit=settings.feature_norm == "l2").mean()
+    return distance / np.prod(student.shape[1:]) if settings.feature_reduction == "mean" else distance
 
 
 def hybrid_loss(student: paddle.Tensor, teacher: paddle.Tensor, student_features: Sequence[paddle.Tensor],

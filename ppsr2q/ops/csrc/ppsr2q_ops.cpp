@@ -5,6 +5,7 @@
 
 #include "attention.h"
 #include "depthwise.h"
+#include "distance.h"
 #include "parallel.h"
 #include "quantize.h"
 #include "routing.h"
@@ -66,6 +67,34 @@ PPSR2Q_API int ppsr2q_fake_quantize_backward(const float* x, const float* bounds
                                              float* grad_bounds) {
     return guarded(
         [&] { return ppsr2q::fake_quantize_backward(x, bounds, bits, grad_y, count, grad_x, grad_bounds); });
+}
+
+// ---------------------------------------------------------------- distance of features
+
+// inverses [2][batch] are filled with the inverse norms, or, without unit, with ones.
+PPSR2Q_API int ppsr2q_feature_distance_forward(const float* a, const float* b, int64_t batch, int64_t size,
+                                               int unit, float* inverses, float* distance) {
+    const ppsr2q::FeatureDistance in{a, b, batch, size};
+    return guarded([&] {
+        if (unit) {
+            ppsr2q::inverse_norms(in, inverses);
+        } else {
+            std::fill(inverses, inverses + 2 * batch, 1.0f);
+        }
+        if (ppsr2q::feature_distance_forward(in, inverses, distance)) {
+            return static_cast<int>(ppsr2q::OK);
+        }
+        return ppsr2q::blame({{a, batch * size}, {b, batch * size}});
+    });
+}
+
+PPSR2Q_API int ppsr2q_feature_distance_backward(const float* a, const float* b, int64_t batch, int64_t size,
+                                                const float* inverses, const float* grad_distance,
+                                                float* grad_a) {
+    return guarded([&] {
+        ppsr2q::feature_distance_backward({a, b, batch, size}, inverses, grad_distance, grad_a);
+        return static_cast<int>(ppsr2q::OK);
+    });
 }
 
 // ---------------------------------------------------------------- linear layers
