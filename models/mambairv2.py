@@ -240,7 +240,7 @@ class MambaIRv2Light(nn.Layer):
             for layer in stage.residual_group.layers:
                 tokens = self._run(layer, tokens, size, self._noise(len(features), tokens))
                 features.append(tokens)
-            tokens = to_tokens(stage.conv(to_image(tokens, size))) + stage_input
+            tokens = ops.convolution(tokens, stage.conv, size, residual=stage_input)
         deep = self.conv_after_body(to_image(self.norm(tokens), size)) + shallow
         y = (self.upsample(deep) + self.mean)[:, :, :height * self.scale, :width * self.scale]
         return (y, features) if return_features else y

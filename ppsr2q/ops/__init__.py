@@ -5,6 +5,7 @@ prepare_environment()
 require_paddle()
 
 from ppsr2q.ops.attention import window_attention  # noqa: E402
+from ppsr2q.ops.convolution import convolution  # noqa: E402
 from ppsr2q.ops.depthwise import gated_mixing, positional_gate  # noqa: E402
 from ppsr2q.ops.distance import feature_distance  # noqa: E402
 from ppsr2q.ops.fake_quantize import fake_quantize  # noqa: E402
@@ -14,6 +15,6 @@ from ppsr2q.ops.routing import Routing, gather_rows, route, routed_prompt  # noq
 from ppsr2q.ops.scan import selective_scan  # noqa: E402
 from ppsr2q.ops.state_space import state_space  # noqa: E402
 
-__all__ = ["QuantPoint", "QuantPoints", "Routing", "fake_quantize", "feature_distance", "gated_mixing",
-           "gather_rows", "linear", "norm_linear", "positional_gate", "route", "routed_prompt", "selective_scan",
+__all__ = ["QuantPoint", "QuantPoints", "Routing", "convolution", "fake_quantize", "feature_distance",
+           "gated_mixing", "gather_rows", "linear", "norm_linear", "positional_gate", "route", "routed_prompt", "selective_scan",
            "state_space", "window_attention"]

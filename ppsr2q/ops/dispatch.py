@@ -10,6 +10,7 @@ from ppsr2q.ops import native
 
 # Tensor arguments of every operator that has a kernel, as the operators pass them to :func:`serves`.
 ARGUMENTS = {
+    "convolution": ("x", "residual"),
     "fake_quantize": ("x", "bounds"),
     "feature_distance": ("student", "teacher"),
     "linear": ("x", "residual"),

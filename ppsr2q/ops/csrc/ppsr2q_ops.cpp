@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "attention.h"
+#include "dense_convolution.h"
 #include "depthwise.h"
 #include "distance.h"
 #include "parallel.h"
@@ -331,6 +332,40 @@ PPSR2Q_API int ppsr2q_positional_gate_backward(const float* x, const float* weig
     const ppsr2q::DepthwiseGradients gradients{grad_x, nullptr, nullptr, grad_weight, grad_bias, grad_bounds};
     return guarded([&] {
         ppsr2q::positional_gate_backward(in, grad_y, gradients);
+        return static_cast<int>(ppsr2q::OK);
+    });
+}
+
+// ---------------------------------------------------------------- convolution over all channels
+
+PPSR2Q_API int ppsr2q_convolution_forward(const float* x, const float* weight, const float* bias,
+                                          const float* residual, const float* bounds, int bits, int64_t batch,
+                                          int height, int width, int inputs, int outputs, int kernel,
+                                          float* y) {
+    if (!ppsr2q::valid_bounds(bounds, bits)) {
+        return ppsr2q::BAD_BOUNDS;
+    }
+    const ppsr2q::DenseConvolution in{
+        {batch, height, width, inputs, kernel}, outputs, x, weight, bias, residual, {bounds, bits}};
+    return guarded([&] {
+        if (ppsr2q::dense_convolution_forward(in, y)) {
+            return static_cast<int>(ppsr2q::OK);
+        }
+        const int64_t pixels = batch * height * width;
+        return ppsr2q::blame(
+            {{x, pixels * inputs}, {weight, in.weight_size()}, {bias, outputs}, {residual, pixels * outputs}});
+    });
+}
+
+PPSR2Q_API int ppsr2q_convolution_backward(const float* x, const float* weight, const float* bias,
+                                           const float* residual, const float* bounds, int bits,
+                                           int64_t batch, int height, int width, int inputs, int outputs,
+                                           int kernel, const float* grad_y, float* grad_x, float* grad_weight,
+                                           float* grad_bias, float* grad_bounds) {
+    const ppsr2q::DenseConvolution in{
+        {batch, height, width, inputs, kernel}, outputs, x, weight, bias, residual, {bounds, bits}};
+    return guarded([&] {
+        ppsr2q::dense_convolution_backward(in, grad_y, {grad_x, grad_weight, grad_bias, grad_bounds});
         return static_cast<int>(ppsr2q::OK);
     });
 }
