@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional
+from typing import Any, Callable, Container, Dict, Iterator, List, Mapping, Optional
 
 from ppsr2q.core.errors import UserError
 
@@ -21,16 +21,21 @@ class DoesNotFit(Exception):
     """A measurement ran out of memory or time; the message is the reason that a record gives."""
 
 
-def interleave(calls: Mapping[str, Callable[[], object]], rounds: int) -> Dict[str, List[float]]:
+def interleave(calls: Mapping[str, Callable[[], object]], rounds: int, once: Container[str] = ()
+               ) -> Dict[str, List[float]]:
     """Seconds of every call in every round, round robin after one unmeasured round.
 
-    Whatever slows the machine for a while slows all calls alike, so ratios of medians hold.
+    Whatever slows the machine for a while slows all calls alike, so ratios of medians hold. Calls named in ``once``
+    are too slow for that: they run in the first round only, without a warm-up.
     """
-    for call in calls.values():
-        call()
+    for name, call in calls.items():
+        if name not in once:
+            call()
     samples: Dict[str, List[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
+    for i in range(rounds):
         for name, call in calls.items():
+            if i > 0 and name in once:
+                continue
             started = time.perf_counter()
             call()
             samples[name].append(time.perf_counter() - started)
