@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "ppsr2q/__init__.py").read_text(encoding="utf-8")).group(1)
-TEST = ["pytest>=7"]
+TEST = ["pytest>=7", "onnx<=1.17", "onnxruntime"]
 
 setup(
     name="ppsr2q",
@@ -36,6 +36,6 @@ setup(
         # the newest GPU build on PyPI; builds of 3.x are on Paddle's own index (README)
         "gpu": ["paddlepaddle-gpu==2.6.2", "numpy<2", "opencv-python-headless<=4.11.0.86", "setuptools"],
         "test": TEST,
-        "deploy": ["onnx<=1.17", "onnxruntime", "openvino", "paddle2onnx"],
+        "deploy": ["onnx<=1.17", "onnxruntime"],
     },
 )

@@ -22,10 +22,11 @@ PADDLE_FREE = ("data", "evaluation")
 # what runs in an environment without Paddle, and what of ours it may import
 PADDLE_FREE_MODULES = {
     "core/plan.py": {"ppsr2q.core"},
-    "deploy/__init__.py": {"ppsr2q.core", "ppsr2q.deploy.packed", "ppsr2q.deploy.runtime"},
+    "deploy/__init__.py": {"ppsr2q.core", "ppsr2q.deploy"},
     "deploy/architectures.py": {"ppsr2q.core"},
     "deploy/packed.py": {"ppsr2q.core", "ppsr2q.deploy.architectures"},
-    "deploy/runtime": {"ppsr2q.core", "ppsr2q.deploy.packed", "ppsr2q.deploy.runtime"},
+    **{f"deploy/onnx_{part}.py": {"ppsr2q.core", "ppsr2q.deploy"}
+       for part in ("export", "graph", "mambairv2", "operators")},
 }
 
 

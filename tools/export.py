@@ -4,7 +4,8 @@
   python tools/export.py -c configs/mambairv2_light_x4_w4a4.yml -o output_dir=out --format packed
 
 fused    fused.safetensors: float weights and all bounds
-packed   model.safetensors: codes, bounds and the rest; small, what the integer runtime reads
+packed   model.safetensors: codes, bounds and the rest; small, runs without Paddle
+onnx     model.onnx: one image of any height and width, in the form that --target runs fastest
 paddle   inference/: Paddle inference model, one image of any height and width
 
 Leaves with exit code 3 when a written model answers differently from the calibrated student.
@@ -17,10 +18,14 @@ def main() -> None:
     parser.add_argument("--format", default="fused,paddle", metavar="A,B", help="what to write (default: %(default)s)")
     parser.add_argument("--rest", choices=("float32", "float16"), default="float32",
                         help="type of what is not quantized in a packed model (default: %(default)s)")
+    parser.add_argument("--target", default="ort", metavar="ENGINE",
+                        help="of the ONNX file: ort (ONNX Runtime), tensorrt (not run by the authors), or float, the "
+                             "quantizers' own arithmetic for any engine (default: %(default)s)")
     arguments = parser.parse_args()
     config = cli.configure(arguments)
     from ppsr2q.workflow.exporting import export
-    for written in export(config, arguments.config, arguments.format.split(","), arguments.rest).values():
+    for written in export(config, arguments.config, arguments.format.split(","), arguments.rest,
+                          arguments.target).values():
         print(f"{written.path}: {written.size:,} bytes ({written.size / 2**20:.3f} MiB), {written.measure} to the "
               f"calibrated student {written.difference:.2g}")
 

@@ -74,6 +74,13 @@ class PackedModel:
     metadata: Dict[str, Any]
 
 
+def dequantized(model: PackedModel) -> Dict[str, np.ndarray]:
+    """float32 values of everything in a model, by the names of :attr:`PackedModel.codes` and ``floats``."""
+    layout = make_layout(model.architecture, model.metadata["plan"], "the packed model")
+    coded = {t.name: model.quantizers[t.quantizer].dequantize(model.codes[t.name]) for t in layout.coded}
+    return {**model.floats, **coded}
+
+
 @dataclass(frozen=True)
 class CodedTensor:
     """A run of the ``codes``: ``name`` as in :attr:`PackedModel.codes`, the plan name of its quantizer."""

@@ -51,9 +51,9 @@ def _leave(message: str, code: int) -> None:
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
     """``--engine`` and ``--threads`` of the tools that use a finished model."""
-    parser.add_argument("--engine", choices=("paddle", "runtime"), default="paddle",
-                        help="runtime: the integer runtime, for packed models; needs no Paddle (default: paddle)")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads of the runtime (default: all processors)")
+    parser.add_argument("--engine", choices=("paddle", "onnxruntime"), default="paddle",
+                        help="onnxruntime: for packed models; needs no Paddle (default: paddle)")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads of ONNX Runtime (default: all processors)")
 
 
 def configure(arguments: argparse.Namespace, needs_paddle: bool = True) -> Config:

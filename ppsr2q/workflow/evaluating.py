@@ -14,7 +14,6 @@ from ppsr2q.evaluation.tiling import run_official_tiles
 from ppsr2q.workflow.progress import Progress
 
 Upscale = Callable[[np.ndarray], np.ndarray]
-ENGINES = ("paddle", "runtime")
 
 
 def load_upscaler(config: Config, config_path: Optional[str], model: Optional[str], stage: Optional[str],
@@ -22,8 +21,8 @@ def load_upscaler(config: Config, config_path: Optional[str], model: Optional[st
     """(callable image -> image, scale) from a fused or packed file, or from the config's stage.
 
     Args:
-        engine: ``paddle``, or ``runtime``: the integer runtime, for packed files, without Paddle.
-        threads: of the runtime; Paddle takes its number from OMP_NUM_THREADS.
+        engine: ``paddle``, or ``onnxruntime``: for packed files, without Paddle.
+        threads: of ONNX Runtime; Paddle takes its number from OMP_NUM_THREADS.
 
     Raises:
         UserError: neither a config nor a file was given, or both a file and a stage, or an engine that cannot do it.
@@ -32,10 +31,10 @@ def load_upscaler(config: Config, config_path: Optional[str], model: Optional[st
         raise UserError("give -c CONFIG or --model FILE")
     if model is not None and stage is not None:
         raise UserError(f"--stage {stage} is a state of a config's run; leave --model {model} out, or the stage")
-    if engine == "runtime":
-        return _runtime_upscaler(config, model, threads)
+    if engine == "onnxruntime":
+        return _onnx_upscaler(config, model, threads)
     if threads is not None:
-        raise UserError(f"--threads {threads} is of --engine runtime; Paddle's threads are set with OMP_NUM_THREADS")
+        raise UserError(f"--threads {threads} is of --engine onnxruntime; Paddle's threads are set with OMP_NUM_THREADS")
     if stage == "bicubic":
         return bicubic_upscaler(config.model.scale), config.model.scale
     from ppsr2q.workflow.networks import load_model, upscaler
@@ -47,11 +46,11 @@ def load_upscaler(config: Config, config_path: Optional[str], model: Optional[st
     return upscaler(network), network.scale
 
 
-def _runtime_upscaler(config: Config, model: Optional[str], threads: Optional[int]) -> Tuple[Upscale, int]:
+def _onnx_upscaler(config: Config, model: Optional[str], threads: Optional[int]) -> Tuple[Upscale, int]:
     if model is None:
-        raise UserError("--engine runtime needs --model FILE, a packed model (tools/export.py --format packed)")
+        raise UserError("--engine onnxruntime needs --model FILE, a packed model (tools/export.py --format packed)")
     if config.model.routing != "argmax":
-        raise UserError(f"model.routing is {config.model.routing!r}; the runtime routes by argmax only")
+        raise UserError(f"model.routing is {config.model.routing!r}; exported graphs route by argmax only")
     from ppsr2q.deploy import load
     runtime = load(model) if threads is None else load(model, threads=threads)
     return runtime.upscale, runtime.scale

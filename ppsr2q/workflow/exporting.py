@@ -12,7 +12,8 @@ from paddle import nn
 from ppsr2q.core.config import Config
 from ppsr2q.core.errors import ParityError, UserError
 from ppsr2q.core.files import save_artifact
-from ppsr2q.deploy.packed import write_packed
+from ppsr2q.deploy.onnx_export import TARGETS, OnnxUpscaler, write_onnx
+from ppsr2q.deploy.packed import PackedModel, write_packed
 from ppsr2q.deploy.packing import pack
 from ppsr2q.quant import Plan, get_bounds, named_quantizers
 from ppsr2q.quant.fake_quantizer import fix_bounds
@@ -87,24 +88,28 @@ def _outputs(network) -> List[np.ndarray]:
 
 
 def export(config: Config, config_path: str, formats: Sequence[str] = DEFAULT_FORMATS,
-           rest: str = "float32") -> Dict[str, Written]:
+           rest: str = "float32", target: str = "ort") -> Dict[str, Written]:
     """Fuse, and write every format (a key of ``FORMATS``) under ``output_dir``.
 
     Args:
         rest: type of what is not quantized in a packed model, ``float32`` or ``float16``.
+        target: of the ONNX file, a key of ``TARGETS``.
 
     Raises:
-        UserError: unknown format, or a stage that has not run.
+        UserError: unknown format or target, or a stage that has not run.
         ParityError: a written form answers differently from the calibrated student.
     """
     unknown = [name for name in formats if name not in FORMATS]
     if unknown or not formats:
         raise UserError(f"--format {','.join(unknown)}: expected some of {', '.join(FORMATS)}, separated by commas")
+    if target not in TARGETS:
+        raise UserError(f"--target {target}: expected one of {', '.join(TARGETS)}")
     quantized = load_calibrated(config, config_path)
     student = quantized.student
     expected, bounds = _outputs(student), get_bounds(student)
     fuse(student, quantized.tensors)
-    job = _Job(student, quantized.plan, bounds, provenance(config, quantized.teacher), paths(config), rest, expected)
+    job = _Job(student, quantized.plan, bounds, provenance(config, quantized.teacher), paths(config), rest,
+               target, expected)
     return {name: FORMATS[name](job) for name in FORMATS if name in formats}
 
 
@@ -118,6 +123,7 @@ class _Job:
     provenance: Dict[str, Any]
     paths: Dict[str, Path]
     rest: str
+    target: str
     expected: List[np.ndarray]
 
 
@@ -128,10 +134,14 @@ def _write_fused(job: _Job) -> Written:
     return _checked(path, load_fused(path), job.expected, _largest, TOLERANCE)
 
 
+def _packed(job: _Job) -> PackedModel:
+    metadata = dict(job.provenance)
+    return pack(job.student, metadata.pop("architecture"), job.plan, job.bounds, metadata)
+
+
 def _write_packed(job: _Job) -> Written:
-    path, metadata = job.paths["packed"], dict(job.provenance)
-    model = pack(job.student, metadata.pop("architecture"), job.plan, job.bounds, metadata)
-    write_packed(path, model, job.rest)
+    path = job.paths["packed"]
+    write_packed(path, _packed(job), job.rest)
     if job.rest == "float32":
         return _checked(path, load_packed(path), job.expected, _largest, TOLERANCE)
     return _checked(path, load_packed(path), job.expected, _root_mean_square, GRAPH_TOLERANCE)
@@ -143,8 +153,16 @@ def _write_inference_model(job: _Job) -> Written:
     return _checked(folder, paddle.jit.load(str(folder / "model")), job.expected, _root_mean_square, GRAPH_TOLERANCE)
 
 
+def _write_onnx(job: _Job) -> Written:
+    path = job.paths["onnx"]
+    write_onnx(path, _packed(job), job.target)
+    session = OnnxUpscaler(path.read_bytes(), job.provenance["architecture"]["scale"])
+    return _checked(path, lambda x: paddle.to_tensor(session.run(x.numpy())), job.expected, _root_mean_square,
+                    GRAPH_TOLERANCE)
+
+
 #: Format -> its writer, in the order in which they run: the last one turns the student into a graph.
-FORMATS: Dict[str, Callable[[_Job], Written]] = {"fused": _write_fused, "packed": _write_packed,
+FORMATS: Dict[str, Callable[[_Job], Written]] = {"fused": _write_fused, "packed": _write_packed, "onnx": _write_onnx,
                                                  "paddle": _write_inference_model}
 
 

@@ -33,7 +33,7 @@ def paths(config: Config) -> Dict[str, Path]:
     out = Path(config.output_dir)
     return {"bounds": out / "searched_bounds.safetensors", "rectifiers": out / "rectifiers.safetensors",
             "table": out / "spr2q_table.safetensors", "fused": out / "fused.safetensors",
-            "packed": out / "model.safetensors",
+            "packed": out / "model.safetensors", "onnx": out / "model.onnx",
             "inference": out / "inference", "resume": out / "resume", "log": out / "log"}
 
 

@@ -59,16 +59,16 @@ def test_the_runtime_gets_file_and_threads(monkeypatch):
         scale, upscale = 2, staticmethod(doubled)
     calls = []
     monkeypatch.setattr(ppsr2q.deploy, "load", lambda *a, **k: calls.append((a, k)) or Runtime(), raising=False)
-    assert load_upscaler(Config(), None, "m", None, "runtime", 3) == (doubled, 2)
-    assert load_upscaler(Config(), None, "m", None, "runtime") == (doubled, 2)
+    assert load_upscaler(Config(), None, "m", None, "onnxruntime", 3) == (doubled, 2)
+    assert load_upscaler(Config(), None, "m", None, "onnxruntime") == (doubled, 2)
     assert calls == [(("m",), {"threads": 3}), (("m",), {})]
 
 
 def test_the_runtime_only_does_what_it_can():
     with pytest.raises(UserError, match="argmax only"):
-        load_upscaler(load_config(None, ["model.routing=gumbel"]), None, "m", None, "runtime")
+        load_upscaler(load_config(None, ["model.routing=gumbel"]), None, "m", None, "onnxruntime")
     with pytest.raises(UserError, match="--format packed"):
-        load_upscaler(Config(), "configs/x.yml", None, None, "runtime")
+        load_upscaler(Config(), "configs/x.yml", None, None, "onnxruntime")
 
 
 @pytest.mark.parametrize("name, arguments", [
@@ -89,7 +89,7 @@ class Runtime:
     def upscale(self, image):
         return image.repeat(2, 0).repeat(2, 1)
 ppsr2q.deploy.load = lambda path, threads: Runtime()
-sys.argv = ["{name}", "--engine", "runtime", "--threads", "1", "--model", "m"] + {arguments!r}
+sys.argv = ["{name}", "--engine", "onnxruntime", "--threads", "1", "--model", "m"] + {arguments!r}
 runpy.run_path({str(ROOT / 'tools' / (name + '.py'))!r}, run_name="__main__")
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, text=True, capture_output=True)

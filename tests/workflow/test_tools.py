@@ -105,11 +105,11 @@ def test_half_precision_answers_nearly_alike(exported, options, out, data, tmp_p
 
 
 def test_unknown_formats_and_stray_options_are_named(exported, options, out, tmp_path):
-    assert "expected some of fused, packed, paddle" in tool("export", *options, "--format", "fused,jpeg", expect=2)
+    assert "expected some of fused, packed, onnx, paddle" in tool("export", *options, "--format", "fused,jpeg", expect=2)
     packed = ["--model", out / "model.safetensors"]
     said = tool("predict", *packed, "--threads", "2", tmp_path, tmp_path / "o", expect=2)
-    assert "--engine runtime" in said
-    said = tool("predict", "--engine", "runtime", tmp_path, tmp_path / "o", "-c", CONFIG, expect=2)
+    assert "--engine onnxruntime" in said
+    said = tool("predict", "--engine", "onnxruntime", tmp_path, tmp_path / "o", "-c", CONFIG, expect=2)
     assert "--format packed" in said
 
 

@@ -1,0 +1,80 @@
+"""Packed models as ONNX files, and ONNX Runtime as an engine that needs no Paddle."""
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Optional
+
+import numpy as np
+
+from ppsr2q.core.errors import UserError
+from ppsr2q.core.files import PathLike, atomic_path
+from ppsr2q.deploy.packed import PackedModel
+
+#: Engine -> whether its quantized linear layers are integer products, and the type of activation codes that it takes.
+TARGETS = {"ort": (True, np.uint8), "tensorrt": (True, np.int8), "float": (False, np.uint8)}
+
+
+def _import(name: str) -> ModuleType:
+    import importlib
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f"this needs the Python package {error.name}: pip install 'ppsr2q[deploy]'") from None
+
+
+def to_onnx(model: PackedModel, target: str = "ort"):
+    """An ``onnx.ModelProto``: input ``lr`` float32 (1, 3, h, w) in [0, 1], any h and w; output ``sr``, not clamped.
+
+    Args:
+        target: a key of :data:`TARGETS`. ``ort``: QuantizeLinear/DequantizeLinear with uint8 activations and symmetric
+            int8 weights; ``tensorrt``: the same with int8 activations (written for TensorRT, never run on it);
+            ``float``: the arithmetic of the quantizers in float32, for any engine.
+
+    Raises:
+        UserError: unknown target, or the package onnx is missing.
+    """
+    if target not in TARGETS:
+        raise UserError(f"--target {target}: expected one of {', '.join(TARGETS)}")
+    _import("onnx")
+    from ppsr2q.deploy import onnx_mambairv2
+    from ppsr2q.deploy.onnx_operators import Form
+    return onnx_mambairv2.build(model, Form(*TARGETS[target]))
+
+
+def write_onnx(path: PathLike, model: PackedModel, target: str = "ort") -> None:
+    """Write :func:`to_onnx`, atomically."""
+    content = to_onnx(model, target).SerializeToString()
+    with atomic_path(path) as temporary:
+        Path(temporary).write_bytes(content)
+
+
+class OnnxUpscaler:
+    """A packed model, or an exported ONNX file, run by ONNX Runtime on the CPU. Threads may share it.
+
+    Attributes:
+        scale: enlargement.
+    """
+
+    def __init__(self, model: bytes, scale: int, threads: Optional[int] = None) -> None:
+        if threads is not None and threads < 1:
+            raise UserError(f"--threads {threads}: expected at least 1")
+        runtime = _import("onnxruntime")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = threads or 0  # 0: all processors
+        options.log_severity_level = 3
+        self.scale = scale
+        self._session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        """float32 (1, 3, h, w) -> (1, 3, scale h, scale w)."""
+        return self._session.run(None, {"lr": np.ascontiguousarray(images)})[0]
+
+    def upscale(self, image: np.ndarray) -> np.ndarray:
+        """float32 (h, w, 3) RGB in [0, 1] -> float32 (scale h, scale w, 3), not clamped."""
+        return self.run(image.transpose(2, 0, 1)[None])[0].transpose(1, 2, 0)
+
+
+def load_upscaler(model: PackedModel, threads: Optional[int] = None, target: str = "ort") -> OnnxUpscaler:
+    """ONNX Runtime's session of a packed model."""
+    return OnnxUpscaler(to_onnx(model, target).SerializeToString(), model.architecture["scale"], threads)
