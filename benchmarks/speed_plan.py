@@ -46,9 +46,9 @@ class Case:
 
 
 CASES = {
-    "fp_forward_64": Case("forward", (1, 64, 64), 7, 3, (*OURS, PEER)),
-    "fp_forward_180x320": Case("forward", (1, 180, 320), 3, 1, ("fused", PEER), left_out=("reference",)),
-    "stage1_32": Case("rgt", (8, 32, 32), 5, 1, ("scan", "fused"), left_out=("reference",)),
+    "fp_forward_64": Case("forward", (1, 64, 64), 5, 3, (*OURS, PEER)),
+    "fp_forward_180x320": Case("forward", (1, 180, 320), 3, 1, ("fused", PEER), left_out=SLOW),
+    "stage1_32": Case("rgt", (8, 32, 32), 3, 1, ("scan", "fused"), left_out=("reference",)),
     "stage1_64": Case("rgt", (8, 64, 64), 2, 1, ("fused",), left_out=SLOW),
-    "osrc_32": Case("osrc", (8, 32, 32), 3, 1, ("fused",), left_out=("reference",)),
+    "osrc_32": Case("osrc", (8, 32, 32), 3, 1, ("fused",), left_out=SLOW),
 }

@@ -11,7 +11,7 @@ weights.
   fused          all kernels
   pytorch_eager  the official network (--peer: a checkout of github.com/csguoh/MambaIR) with our scan kernel
 
-Use a machine that does nothing else. --quick takes about 3 minutes on 2 cores, everything about 15.
+Use a machine that does nothing else. --quick takes about 3 minutes on 2 cores, everything about 10.
 """
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Measurement:
 
     def _growth(self) -> Results:
         sides = SIDES[:3] if self._quick else SIDES
-        seconds = self._child(self._run.growth, sides, 1 if self._quick else 2)
+        seconds = self._child(self._run.growth, sides, 1)
         found = {side: {"seconds": value, "seconds_per_pixel": value / int(side)**2}
                  for side, value in seconds.items()}
         for side, figures in found.items():
@@ -108,7 +108,7 @@ class Measurement:
         found = {}
         for threads in sorted({1, min(2, _cores()), _cores()}):
             case = CASES["fp_forward_180x320"]
-            samples = self._child(self._run.seconds_of, case, ["fused"], 1 if self._quick else 2,
+            samples = self._child(self._run.seconds_of, case, ["fused"], 1,
                                   self._sources, threads=threads)
             found[str(threads)] = median(samples["fused"])
             self._say(f"{threads} threads: fp_forward_180x320 {found[str(threads)]:.3f} s")
