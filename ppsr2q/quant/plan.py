@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 from paddle import nn
@@ -30,6 +30,8 @@ class PlanEntry:
         fixed: bounds that are neither searched nor trained.
         parameter: of a point through which a parameter passes unchanged, that parameter's name beside the points
             (its codes can be stored instead of its floats).
+        source: of a point that sees a function of a parameter, that parameter's name beside the points (it can learn
+            through the quantizer).
     """
 
     pattern: str
@@ -37,6 +39,7 @@ class PlanEntry:
     one_sided: bool = False
     fixed: Optional[Tuple[float, float]] = None
     parameter: Optional[str] = None
+    source: Optional[str] = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class PlannedTensor:
         role: ``weight``, ``input`` or ``point``.
         bits: 1 to 8, or None: left in floating point by an override.
         parameter: name of the parameter whose codes this quantizer makes, if any.
+        source: name of the parameter that alone decides the quantized values, if any.
     """
 
     name: str
@@ -57,6 +61,7 @@ class PlannedTensor:
     bits: Optional[int]
     entry: PlanEntry
     parameter: Optional[str]
+    source: Optional[str] = None
 
     @property
     def rectified(self) -> bool:
@@ -117,13 +122,15 @@ def _tensors(name: str, layer: nn.Layer, entry: PlanEntry, bits: int) -> List[Pl
             raise UserError(f"plan entry {entry.pattern!r}: a rectifier needs a Linear layer, {name} is a point")
         owner = name.rpartition(".points.")[0]
         parameter = f"{owner}.{entry.parameter}" if entry.parameter else None
-        return [PlannedTensor(name, name, "point", bits, entry, parameter)]
+        source = f"{owner}.{entry.source}" if entry.source else parameter
+        return [PlannedTensor(name, name, "point", bits, entry, parameter, source)]
     if not isinstance(layer, (nn.Linear, nn.Conv2D)):
         raise UserError(f"plan entry {entry.pattern!r} matches {name}, a {type(layer).__name__}; only Linear, Conv2D "
                         "and QuantPoint can be quantized")
     if entry.rectifier and not isinstance(layer, nn.Linear):
         raise UserError(f"plan entry {entry.pattern!r}: a rectifier needs a Linear layer, {name} is a Conv2D")
-    return [PlannedTensor(f"{name}.weight", name, "weight", bits, entry, f"{name}.weight"),
+    weight = f"{name}.weight"
+    return [PlannedTensor(weight, name, "weight", bits, entry, weight, weight),
             PlannedTensor(f"{name}.input", name, "input", bits, entry, None)]
 
 
@@ -131,15 +138,15 @@ def _override(tensors: List[PlannedTensor], overrides: Mapping[str, Optional[int
     for pattern, bits in overrides.items():
         if not any(matches(tensor.name, pattern) for tensor in tensors):
             raise UserError(f"override {pattern!r} (quant.overrides) matches no tensor of the plan; see --show-plan")
-        tensors = [PlannedTensor(t.name, t.layer, t.role, bits, t.entry, t.parameter)
-                   if matches(t.name, pattern) else t for t in tensors]
+        tensors = [replace(tensor, bits=bits) if matches(tensor.name, pattern) else tensor for tensor in tensors]
     return tensors
 
 
 _RECTIFIED = ("q", "k", "v", "win_mhsa.proj", "convffn1.fc1", "convffn1.fc2", "convffn2.fc1", "convffn2.fc2",
               "assm.out_proj", "assm.route.0", "assm.route.2")
 _UNRECTIFIED = ("convffn1.sg.conv", "convffn2.sg.conv", "assm.in_proj.0", "assm.CPE.0")
-_SCAN_ACTIVATIONS = ("u", "dt", "delta", "B", "C", "A", "dt_bias", "states")
+_SCAN_ACTIVATIONS = ("u", "dt", "delta", "B", "C", "states")
+_SCAN_SOURCES = {"A": "A_logs", "dt_bias": "dt_projs_bias"}
 
 
 def _mambairv2_entries() -> List[PlanEntry]:
@@ -151,6 +158,7 @@ def _mambairv2_entries() -> List[PlanEntry]:
             + [PlanEntry(f"{layer}.win_mhsa.points.map", one_sided=True)]
             + [PlanEntry(f"{scan}.{name}", parameter=name) for name in ("x_proj_weight", "dt_projs_weight")]
             + [PlanEntry(f"{scan}.{name}") for name in _SCAN_ACTIVATIONS]
+            + [PlanEntry(f"{scan}.{name}", source=source) for name, source in _SCAN_SOURCES.items()]
             + [PlanEntry(f"{layer}.points.embeddingA", parameter="embeddingA.weight"),
                PlanEntry(f"{layer}.assm.points.embeddingB", parameter="embeddingB.weight"),
                PlanEntry(f"{layer}.assm.points.prompt_table"),
