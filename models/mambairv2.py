@@ -104,6 +104,7 @@ class AttentiveStateSpace(nn.Layer):
         self.embeddingB = nn.Embedding(CLASSES, INNER_RANK)
         self.route = nn.Sequential(nn.Linear(CHANNELS, CHANNELS // 3), nn.GELU(), nn.Linear(CHANNELS // 3, CLASSES))
         self.points = ops.QuantPoints("embeddingB", "prompt_table", "one_hot")
+        self.router = ops.route  # logits -> ops.Routing; training may watch or replace it
 
     def forward(self, x, norm, size, embedding, noise: Optional[paddle.Tensor]):
         points = self.points
@@ -113,7 +114,7 @@ class AttentiveStateSpace(nn.Layer):
         logits = ops.linear(F.gelu(hidden), self.route[2])
         if noise is not None:
             logits = logits + noise
-        routing = ops.route(logits)
+        routing = self.router(logits)
         prompt = ops.routed_prompt(logits, routing.index, table, points.one_hot)
         u = ops.positional_gate(u, self.CPE[0], size)
         y = self.selectiveScan(ops.gather_rows(u, routing.order, routing.inverse), prompt)

@@ -65,6 +65,8 @@ class RectifierConfig:
     gate: str = option("dynamic", "rectifier weights from the input, or one trained vector per layer",
                        choices=("dynamic", "static"))
     per_sample: bool = option(False, "a dynamic gate weighs each sample, not the mean of the batch")
+    form: str = option("low_rank", "N mixed products B A, or one unconstrained increment a layer (needs number: 1)",
+                       choices=("low_rank", "full_rank"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +74,8 @@ class LossConfig:
     feature_weight: float = option(5.0, "weight of the feature loss (lambda)", low=0)
     feature_norm: str = option("l2", "divide features by their L2 norm first", choices=("none", "l2"))
     feature_reduction: str = option("sum", "over tokens and channels", choices=("sum", "mean"))
+    route_weight: float = option(0.0, "weight of the cross-entropy of the routing to the teacher's classes", low=0)
+    truth_weight: float = option(0.0, "weight of the L1 distance to ground truth in the final phase", low=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +87,17 @@ class TrainConfig:
     lr_bounds: float = option(1e-2, "learning rate of the bounds", low=0)
     lr_rectifier: float = option(1e-2, "learning rate of the rectifiers", low=0)
     lr_gate: float = option(1e-2, "learning rate of the gates", low=0)
+    start_from: Optional[str] = option(None, "rectifiers.safetensors of another run to begin with, of any bit width")
+    finetune: str = option("none", "what learns beside bounds and rectifiers: nothing; quantized weights that have no "
+                           "rectifier; these and all floating-point parameters", choices=("none", "latent", "all"))
+    lr_latent: float = option(2e-4, "learning rate of quantized weights without a rectifier", low=0)
+    lr_float: float = option(1e-4, "learning rate of floating-point parameters", low=0)
+    teacher_routing: float = option(0.0, "first share of the steps in which the student routes as its teacher", low=0,
+                                    high=1)
+    final_share: float = option(0.0, "last share of the steps with their own crops, and ground truth", low=0, high=1)
+    final_lr_patch: int = option(64, "side of a low-resolution crop in the final phase", low=8)
+    final_batch: int = option(8, "crops per micro-batch and process in the final phase", low=1)
+    average_last: int = option(0, "the result is the mean of the last iterates, this many; 0: the last one", low=0)
     betas: List[float] = option([0.9, 0.999], "Adam's decay rates", low=0, below=1, length=2)
     epsilon: float = option(1e-8, "Adam's epsilon", above=0)
     min_lr_ratio: float = option(0.0, "last learning rate / first", low=0, high=1)
@@ -174,6 +189,11 @@ def config_from_dict(tree: Mapping[str, Any], source: str) -> Config:
 def config_to_dict(config: Config) -> Dict[str, Any]:
     """Nested dict of plain values, fit for JSON and YAML."""
     return dataclasses.asdict(config)
+
+
+def default_values() -> Dict[str, Any]:
+    """Dotted key -> default of every option."""
+    return {key: default for key, default, _, _ in options(Config)}
 
 
 def describe_options() -> str:

@@ -6,7 +6,7 @@ applies the rules to Paddle networks, ``deploy.packed`` to descriptions of them.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from ppsr2q.core.errors import UserError
@@ -84,6 +84,8 @@ class PlanEntry:
         fixed: bounds that are neither searched nor trained.
         parameter: of a point through which a parameter passes unchanged, that parameter's name beside the points
             (its codes can be stored instead of its floats).
+        source: of a point that sees a function of a parameter, that parameter's name beside the points (it can learn
+            through the quantizer).
     """
 
     pattern: str
@@ -91,6 +93,7 @@ class PlanEntry:
     one_sided: bool = False
     fixed: Optional[Tuple[float, float]] = None
     parameter: Optional[str] = None
+    source: Optional[str] = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,7 @@ class PlannedTensor:
         role: ``weight``, ``input`` or ``point``.
         bits: 1 to 8, or None: left in floating point by an override.
         parameter: name of the parameter whose codes this quantizer makes, if any.
+        source: name of the parameter that alone decides the quantized values, if any.
     """
 
     name: str
@@ -111,6 +115,7 @@ class PlannedTensor:
     bits: Optional[int]
     entry: PlanEntry
     parameter: Optional[str]
+    source: Optional[str] = None
 
     @property
     def rectified(self) -> bool:
@@ -195,9 +200,10 @@ def _bits(value: Any, optional: bool) -> Optional[int]:
 
 
 def _entry(value: Any) -> PlanEntry:
-    _expect_keys(value, ("pattern", "rectifier", "one_sided", "fixed", "parameter"))
-    if not isinstance(value["pattern"], str) or not isinstance(value["parameter"], (str, type(None))):
-        raise ValueError("pattern and parameter of an entry must be text")
+    _expect_keys(value, ("pattern", "rectifier", "one_sided", "fixed", "parameter", "source"))
+    if not isinstance(value["pattern"], str) or not all(isinstance(value[key], (str, type(None)))
+                                                        for key in ("parameter", "source")):
+        raise ValueError("pattern, parameter and source of an entry must be text")
     if type(value["rectifier"]) is not bool or type(value["one_sided"]) is not bool:
         raise ValueError("rectifier and one_sided of an entry must be true or false")
     fixed = value["fixed"]
@@ -215,13 +221,15 @@ def _tensors(name: str, kind: str, entry: PlanEntry, bits: int) -> List[PlannedT
             raise UserError(f"plan entry {entry.pattern!r}: a rectifier needs a Linear layer, {name} is a point")
         owner = name.rpartition(".points.")[0]
         parameter = f"{owner}.{entry.parameter}" if entry.parameter else None
-        return [PlannedTensor(name, name, "point", bits, entry, parameter)]
+        source = f"{owner}.{entry.source}" if entry.source else parameter
+        return [PlannedTensor(name, name, "point", bits, entry, parameter, source)]
     if kind not in (LINEAR, CONV):
         raise UserError(f"plan entry {entry.pattern!r} matches {name}, a {kind}; only Linear, Conv2D and QuantPoint "
                         "can be quantized")
     if entry.rectifier and kind != LINEAR:
         raise UserError(f"plan entry {entry.pattern!r}: a rectifier needs a Linear layer, {name} is a Conv2D")
-    return [PlannedTensor(f"{name}.weight", name, "weight", bits, entry, f"{name}.weight"),
+    weight = f"{name}.weight"
+    return [PlannedTensor(weight, name, "weight", bits, entry, weight, weight),
             PlannedTensor(f"{name}.input", name, "input", bits, entry, None)]
 
 
@@ -229,6 +237,5 @@ def _override(tensors: List[PlannedTensor], overrides: Mapping[str, Optional[int
     for pattern, bits in overrides.items():
         if not any(matches(tensor.name, pattern) for tensor in tensors):
             raise UserError(f"override {pattern!r} (quant.overrides) matches no tensor of the plan; see --show-plan")
-        tensors = [PlannedTensor(t.name, t.layer, t.role, bits, t.entry, t.parameter)
-                   if matches(t.name, pattern) else t for t in tensors]
+        tensors = [replace(t, bits=bits) if matches(t.name, pattern) else t for t in tensors]
     return tensors

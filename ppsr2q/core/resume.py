@@ -1,4 +1,4 @@
-"""Checkpoints from which a run goes on bit for bit: parameters, Adam's state, iteration, history."""
+"""Checkpoints from which a run goes on bit for bit: parameters, their mean, Adam's state, iteration, history."""
 from __future__ import annotations
 
 import dataclasses
@@ -10,25 +10,19 @@ from typing import Any, Dict, List, Mapping
 import numpy as np
 import paddle
 
+from ppsr2q.core.averaging import IterateAverage
 from ppsr2q.core.errors import UserError
 from ppsr2q.core.files import load_artifact, save_artifact
+from ppsr2q.core.parameters import ParameterGroup
 
 KIND = "resume"
+_MEAN = "mean"
 _ADAM_STATE = ("moment1", "moment2", "beta1_pow_acc", "beta2_pow_acc")
-# What a resumed run may change: where things lie, how often it reports, what does not touch the iterates. The
-# weights' path may change because their hash is compared.
-_FREE = ("run.ppsr2q", "run.versions.*", "run.config.device", "run.config.output_dir",
-         "run.config.model.weights", "run.config.data.root", "run.config.data.sets", "run.config.eval.*",
+# What a resumed run may change: where things lie, how often it reports, what does not touch the iterates. The paths of
+# the weights and of another run to start from may change because their hashes are compared.
+_FREE = ("run.ppsr2q", "run.versions.*", "run.config.device", "run.config.output_dir", "run.config.model.weights",
+         "run.config.train.start_from", "run.config.data.root", "run.config.data.sets", "run.config.eval.*",
          "*.log_every", "*.save_every", "*.validate_every", "*.validation_crops", "*.recompute")
-
-
-@dataclasses.dataclass(frozen=True)
-class ParameterGroup:
-    """Parameters that share an Adam and a learning rate, under names that are the same in every process."""
-
-    name: str
-    parameters: Dict[str, paddle.Tensor]
-    lr: float
 
 
 @dataclasses.dataclass
@@ -56,28 +50,34 @@ def adam_state(group: ParameterGroup, optimizer: paddle.optimizer.Adam) -> Dict[
 
 
 def save_checkpoint(path: Path, groups: List[ParameterGroup], optimizers: List[paddle.optimizer.Adam],
-                    state: RunState, identity: Mapping[str, Any]) -> None:
+                    average: IterateAverage, state: RunState, identity: Mapping[str, Any]) -> None:
     """Write everything that :func:`load_checkpoint` needs, atomically.
 
     Args:
         identity: what run this is; only a run with the same identity may load it.
     """
     tensors = {key: tensor.numpy() for key, tensor in _all_tensors(groups, optimizers).items()}
-    save_artifact(path, tensors, KIND, {"identity": identity, "state": dataclasses.asdict(state)})
+    tensors.update({f"{name}/{_MEAN}": tensor.numpy() for name, tensor in average.state().items()})
+    save_artifact(path, tensors, KIND, {"identity": identity, "state": dataclasses.asdict(state),
+                                        "averaged": average.count})
 
 
 def load_checkpoint(path: Path, groups: List[ParameterGroup], optimizers: List[paddle.optimizer.Adam],
-                    identity: Mapping[str, Any]) -> RunState:
-    """Put a checkpoint into fresh parameters and optimizers; nothing is changed when it does not fit.
+                    average: IterateAverage, identity: Mapping[str, Any], defaults: Mapping[str, Any]) -> RunState:
+    """Put a checkpoint into fresh parameters, optimizers and mean; nothing is changed when it does not fit.
+
+    Args:
+        defaults: flat key of the identity -> its value where a checkpoint of an older version has none.
 
     Raises:
         UserError: unreadable file, another run's checkpoint (the first differing key is named), or one whose
             tensors differ in name or shape.
     """
     artifact = load_artifact(path, KIND)
-    _check_identity(path, artifact.metadata["identity"], identity)
-    names = {f"{group.name}/{name}/{part}" for group in groups for name in group.parameters
-             for part in ("value", *_ADAM_STATE)}
+    _check_identity(path, artifact.metadata["identity"], identity, defaults)
+    averaged = artifact.metadata.get("averaged", 0)
+    parts = ("value", *_ADAM_STATE, *([_MEAN] if averaged else []))
+    names = {f"{group.name}/{name}/{part}" for group in groups for name in group.parameters for part in parts}
     odd = sorted(names ^ set(artifact.tensors))
     if odd:
         owner = "lacks" if odd[0] in names else "has an unknown"
@@ -92,6 +92,8 @@ def load_checkpoint(path: Path, groups: List[ParameterGroup], optimizers: List[p
         _make_state(group, optimizer)
     for key, tensor in _all_tensors(groups, optimizers).items():
         tensor.set_value(np.asarray(artifact.tensors[key]))
+    average.restore({key[:-len(f"/{_MEAN}")]: paddle.to_tensor(value) for key, value in artifact.tensors.items()
+                     if key.endswith(f"/{_MEAN}")}, averaged)
     return RunState(**artifact.metadata["state"])
 
 
@@ -115,8 +117,10 @@ def _make_state(group: ParameterGroup, optimizer: paddle.optimizer.Adam) -> None
     optimizer.clear_grad()
 
 
-def _check_identity(path: Path, stored: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+def _check_identity(path: Path, stored: Mapping[str, Any], current: Mapping[str, Any],
+                    defaults: Mapping[str, Any]) -> None:
     before, now = _flat(stored), _flat(current)
+    before = {**{key: value for key, value in defaults.items() if key in now}, **before}
     for key in [*now, *(key for key in before if key not in now)]:
         if before.get(key) != now.get(key) and not any(fnmatch.fnmatchcase(key, free) for free in _FREE):
             name = re.sub(r"^run\.(config\.)?", "", key)

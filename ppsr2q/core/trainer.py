@@ -15,10 +15,13 @@ import numpy as np
 import paddle
 
 from ppsr2q.core import distributed, schedule
+from ppsr2q.core.averaging import IterateAverage
+from ppsr2q.core.config import default_values
 from ppsr2q.core.dashboard import Dashboard
 from ppsr2q.core.errors import Interrupted, UserError
 from ppsr2q.core.progress import ProgressLine
-from ppsr2q.core.resume import ParameterGroup, RunState, load_checkpoint, save_checkpoint
+from ppsr2q.core.parameters import ParameterGroup
+from ppsr2q.core.resume import RunState, load_checkpoint, save_checkpoint
 
 __all__ = ["Batches", "ParameterGroup", "Stage", "Trainer", "TrainerSettings", "TrainResult"]
 
@@ -63,6 +66,8 @@ class TrainerSettings:
         warmup: iterations of linear warm-up.
         min_lr_ratio: where the cosine ends, relative to its start.
         grad_clip: largest L2 norm of the gradient over all groups together; None: not clipped.
+        average_last: the result is the mean of the iterates after the last so many updates; 0: the last iterate.
+            Validation measures the mean from its first member on.
         log_every, save_every, validate_every: iterations between; ``validate_every`` 0: never.
     """
 
@@ -76,6 +81,7 @@ class TrainerSettings:
     milestones: Sequence[int] = ()
     gamma: float = 0.5
     grad_clip: Optional[float] = None
+    average_last: int = 0
     log_every: int = 10
     save_every: int = 200
     validate_every: int = 500
@@ -87,6 +93,13 @@ class TrainerSettings:
         if self.schedule == "multistep":
             return schedule.multistep(iteration, self.milestones, self.gamma, self.warmup)
         raise ValueError(f"expected cosine or multistep, got {self.schedule!r}")
+
+
+def _defaults() -> Dict[str, Any]:
+    """Values of options that a checkpoint from before there was such an option stands for."""
+    settings = {f"settings.{field.name}": field.default for field in dataclasses.fields(TrainerSettings)
+                if field.default is not dataclasses.MISSING}
+    return {**settings, **{f"run.config.{key}": value for key, value in default_values().items()}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +137,7 @@ class Trainer:
         self._groups = stage.parameter_groups()
         self._parameters = [p for group in self._groups for p in group.parameters.values()]
         self._sizes = [int(np.prod(p.shape)) for p in self._parameters]
+        self._average = IterateAverage(self._groups, settings.iterations - settings.average_last)
         self._optimizers = [
             paddle.optimizer.Adam(group.lr, beta1=settings.betas[0], beta2=settings.betas[1],
                                   epsilon=settings.epsilon, parameters=list(group.parameters.values()),
@@ -152,6 +166,7 @@ class Trainer:
             while state.iteration < self._settings.iterations:
                 figures, stop = self._iterate(state.iteration)
                 state.iteration += 1
+                self._average.add(state.iteration)
                 state.seconds = time.monotonic() - clock
                 self._report(state, figures, line)
                 if stop or self._due(state.iteration, self._settings.save_every):
@@ -160,13 +175,15 @@ class Trainer:
                     raise Interrupted(f"stopped after iteration {state.iteration} of "
                                       f"{self._settings.iterations}; saved {self._path}. "
                                       "Run the same command with --resume to go on")
+        self._average.apply()
         last = next(entry for entry in reversed(state.history) if "loss" in entry)
         last = {key: value for key, value in last.items() if key != "iteration"}
         return TrainResult(state.iteration, state.seconds, last, state.history)
 
     def _start(self, resume: bool) -> RunState:
         if resume and self._path.exists():
-            return load_checkpoint(self._path, self._groups, self._optimizers, self._identity)
+            return load_checkpoint(self._path, self._groups, self._optimizers, self._average, self._identity,
+                                   _defaults())
         if resume and distributed.is_main():
             print(f"[{self._stage.name}] nothing to resume at {self._path}: starting at the beginning")
         for parameter in self._parameters:  # ranks may have drawn different starts
@@ -231,8 +248,9 @@ class Trainer:
             for key, value in rates.items():
                 self._dashboard.scalar(f"learning_rate/{key}", value, done)
         if self._due(done, self._settings.validate_every):
-            found = {f"validation/{key}": value for key, value in self._stage.validate().items()}
-            self._stage.dashboard(self._dashboard, done)
+            with self._average.applied():
+                found = {f"validation/{key}": value for key, value in self._stage.validate().items()}
+                self._stage.dashboard(self._dashboard, done)
             state.history.append({"iteration": done, **found})
             for key, value in found.items():
                 self._dashboard.scalar(key, value, done)
@@ -240,7 +258,7 @@ class Trainer:
 
     def _save(self, state: RunState) -> None:
         if distributed.is_main():
-            save_checkpoint(self._path, self._groups, self._optimizers, state, self._identity)
+            save_checkpoint(self._path, self._groups, self._optimizers, self._average, state, self._identity)
         distributed.barrier()  # the launcher ends all processes as soon as one has left
 
     @contextlib.contextmanager

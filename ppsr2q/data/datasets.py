@@ -14,6 +14,9 @@ from ppsr2q.data.image_io import is_image_name, list_images, read_rgb8
 
 HR_FOLDERS = ("HR", "GTmod12", "original")  # this project's layout, BasicSR's, KAIR's
 VALIDATION_EVERY = 20
+#: Small test sets: every fifth image (the 5th, 10th, ... by sorted name) of a benchmark, where no folder of that name is.
+SUBSETS = {"B20": "B100", "Urban20": "Urban100"}
+SUBSET_EVERY = 5
 
 
 @dataclass
@@ -30,7 +33,8 @@ class TestSet:
 
     Layout: ``<root>/<name>/HR/*`` (or ``GTmod12``, ``original``) and, optionally,
     ``<root>/<name>/LR_bicubic/X<scale>/`` with ``<stem>x<scale>.<ext>`` or ``<stem>.<ext>``. Without the LR
-    folder the LR images are made in memory by MATLAB's bicubic.
+    folder the LR images are made in memory by MATLAB's bicubic. ``B20`` and ``Urban20`` are read from ``B100`` and
+    ``Urban100`` (:data:`SUBSETS`).
 
     Raises:
         UserError: no images, or an LR folder whose files do not pair with the HR ones; while iterating,
@@ -42,6 +46,8 @@ class TestSet:
     def __init__(self, root: PathLike, name: str, scale: int):
         self.name = name
         self.scale = scale
+        subset = name in SUBSETS and not (Path(root) / name).is_dir()
+        name = SUBSETS[name] if subset else name
         self.hr_folder = find_hr_folder(root, name)
         self.lr_folder: Optional[Path] = lr_folder_of(root, name, scale)
         hr = files_by_stem(self.hr_folder)
@@ -55,6 +61,8 @@ class TestSet:
         else:
             self.lr_folder = None
         self._files = [(stem, hr[stem], lr.get(stem)) for stem in sorted(hr)]
+        if subset:
+            self._files = self._files[SUBSET_EVERY - 1::SUBSET_EVERY]
 
     def __len__(self) -> int:
         return len(self._files)

@@ -6,10 +6,11 @@ import hashlib
 import json
 import os
 import platform
+import statistics
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from ppsr2q.core.environment import library_versions, package_version
 from ppsr2q.core.errors import UserError
@@ -128,14 +129,15 @@ class Cell:
     """One number of a table.
 
     Attributes:
-        record: name of the record it comes from.
+        record: name of the record it comes from; several (runs that differ in their seed alone): the cell shows their
+            mean ± standard deviation (of a sample).
         keys: where it is in the record's results, e.g. ``("Set5", "psnr_y")``.
         paper: the paper's number, or None.
         fingerprint: what the record's must be to be current; None: not checked.
         digits: decimals shown.
     """
 
-    record: str
+    record: Union[str, Sequence[str]]
     keys: Tuple[str, ...]
     paper: Optional[float] = None
     fingerprint: Optional[str] = None
@@ -180,16 +182,22 @@ def _line(cells: Sequence[str]) -> str:
 
 def _render(cell: Cell, records: Mapping[str, Mapping[str, Any]], stale: List[str]) -> str:
     paper = "" if cell.paper is None else f" ({cell.paper:.{cell.digits}f})"
-    record = records.get(cell.record)
-    if record is None:
+    names = [cell.record] if isinstance(cell.record, str) else cell.record
+    names = [name for name in names if name in records]
+    if not names:
         return f"not run{paper}"
+    values = [_value(name, records[name], cell.keys) for name in names]
+    old = [name for name in names
+           if cell.fingerprint is not None and records[name]["fingerprint"] != cell.fingerprint]
+    stale += old
+    spread = f" ± {statistics.stdev(values):.{cell.digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{cell.digits}f}{spread}{'†' if old else ''}{paper}"
+
+
+def _value(name: str, record: Mapping[str, Any], keys: Sequence[str]) -> float:
     value = record["results"]
-    for key in cell.keys:
+    for key in keys:
         if key not in value:
-            raise UserError(f"record {cell.record!r} has no result {'/'.join(cell.keys)}")
+            raise UserError(f"record {name!r} has no result {'/'.join(keys)}")
         value = value[key]
-    mark = ""
-    if cell.fingerprint is not None and record["fingerprint"] != cell.fingerprint:
-        stale.append(cell.record)
-        mark = "†"
-    return f"{value:.{cell.digits}f}{mark}{paper}"
+    return value

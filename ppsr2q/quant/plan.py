@@ -32,7 +32,8 @@ class Plan(PlanRules):
 _RECTIFIED = ("q", "k", "v", "win_mhsa.proj", "convffn1.fc1", "convffn1.fc2", "convffn2.fc1", "convffn2.fc2",
               "assm.out_proj", "assm.route.0", "assm.route.2")
 _UNRECTIFIED = ("convffn1.sg.conv", "convffn2.sg.conv", "assm.in_proj.0", "assm.CPE.0")
-_SCAN_ACTIVATIONS = ("u", "dt", "delta", "B", "C", "A", "dt_bias", "states")
+_SCAN_ACTIVATIONS = ("u", "dt", "delta", "B", "C", "states")
+_SCAN_SOURCES = {"A": "A_logs", "dt_bias": "dt_projs_bias"}
 
 
 def _mambairv2_entries() -> List[PlanEntry]:
@@ -44,6 +45,7 @@ def _mambairv2_entries() -> List[PlanEntry]:
             + [PlanEntry(f"{layer}.win_mhsa.points.map", one_sided=True)]
             + [PlanEntry(f"{scan}.{name}", parameter=name) for name in ("x_proj_weight", "dt_projs_weight")]
             + [PlanEntry(f"{scan}.{name}") for name in _SCAN_ACTIVATIONS]
+            + [PlanEntry(f"{scan}.{name}", source=source) for name, source in _SCAN_SOURCES.items()]
             + [PlanEntry(f"{layer}.points.embeddingA", parameter="embeddingA.weight"),
                PlanEntry(f"{layer}.assm.points.embeddingB", parameter="embeddingB.weight"),
                PlanEntry(f"{layer}.assm.points.prompt_table"),

@@ -1,7 +1,9 @@
-"""Stage 1, RGT: bounds, rectifiers and gates learn together; the weights themselves stay as they are."""
+"""Stage 1, RGT: bounds, rectifiers and gates learn together; rectified weights themselves stay as they are."""
 from __future__ import annotations
 
-from typing import Dict, List
+from typing import Dict, List, Mapping, Optional
+
+import paddle
 
 from ppsr2q.core.trainer import ParameterGroup
 from ppsr2q.quant.convert import named_quantizers
@@ -14,27 +16,34 @@ class GroupTraining(Distillation):
     """Rectifier group training; without rectifiers it trains the bounds alone (2DQuant's DQC on this loss).
 
     Args:
-        learning_rates: of the groups ``bounds``, ``rectifiers`` and ``gates``.
+        learning_rates: of the groups ``bounds``, ``rectifiers`` and ``gates``, and of those in ``finetuned``.
+        finetuned: further groups, of the network's own parameters (``finetune.finetuned_parameters``).
         others: as for :class:`Distillation`.
     """
 
     name = "rgt"
 
-    def __init__(self, *args, learning_rates: Dict[str, float], **kwargs) -> None:
+    def __init__(self, *args, learning_rates: Dict[str, float],
+                 finetuned: Optional[Mapping[str, Dict[str, paddle.Tensor]]] = None, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self._learning_rates = learning_rates
         self._quantizers = named_quantizers(self.student)
+        self._finetuned = dict(finetuned or {})
+        for members in self._finetuned.values():
+            for parameter in members.values():
+                parameter.stop_gradient = False
 
     def parameter_groups(self) -> List[ParameterGroup]:
         groups = rectifier_groups(self.student)
         parameters = {
             "bounds": {f"bounds/{name}": quantizer.bounds for name, quantizer in self._quantizers.items()
                        if not quantizer.bounds.stop_gradient},
-            "rectifiers": {f"rectifiers/{name}.{factor}": getattr(group, factor)
-                           for name, group in groups.items() for factor in ("A", "B")},
+            "rectifiers": {f"rectifiers/{name}.{factor}": parameter for name, group in groups.items()
+                           for factor, parameter in group.factors().items()},
             # a group of one mixes with weight 1 whatever its gate says
-            "gates": {f"gates/{name}.{key}": parameter for name, group in groups.items() if group.A.shape[0] > 1
+            "gates": {f"gates/{name}.{key}": parameter for name, group in groups.items() if group.number > 1
                       for key, parameter in group.gate.named_parameters()},
+            **self._finetuned,
         }
         return [ParameterGroup(name, members, self._learning_rates[name])
                 for name, members in parameters.items() if members]

@@ -12,18 +12,22 @@ from ppsr2q import ops
 
 @dataclass(frozen=True)
 class LossSettings:
-    """L = L_pixel + feature_weight · L_feature.
+    """L = L_pixel + feature_weight · L_feature, the paper's; and two terms that are not in it.
 
     Attributes:
         feature_weight: λ.
         feature_norm: ``l2``: both features are divided by their own detached L2 norm per sample over tokens and
             channels (2DQuant); ``none``: as they are (Eq. 5).
         feature_reduction: over tokens and channels, ``sum`` or ``mean``; always the mean over samples and blocks.
+        route_weight: of the cross-entropy of the student's routing to its teacher's classes.
+        truth_weight: of the mean absolute difference to ground truth, in batches that carry it.
     """
 
     feature_weight: float = 5.0
     feature_norm: str = "l2"
     feature_reduction: str = "sum"
+    route_weight: float = 0.0
+    truth_weight: float = 0.0
 
 
 def pixel_loss(student: paddle.Tensor, teacher: paddle.Tensor) -> paddle.Tensor:

@@ -1,13 +1,14 @@
-"""Rectifier groups: N low-rank corrections of one weight, mixed by a gate."""
+"""Rectifier groups: N low-rank corrections of one weight, mixed by a gate; and the unconstrained increment."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, Iterable, List
+from typing import Dict, Iterable, List, Union
 
 import numpy as np
 import paddle
 from paddle import nn
 
+from ppsr2q.core.errors import UserError
 from ppsr2q.quant.convert import get_sublayer
 from ppsr2q.quant.layers import QuantLinear
 from ppsr2q.quant.plan import PlannedTensor
@@ -16,12 +17,16 @@ from ppsr2q.spr2q.gating import DynamicGate, StaticGate, uniform_gate
 
 @dataclass(frozen=True)
 class RectifierSettings:
-    """N, r, and how the group is mixed: ``gate`` is ``dynamic`` (paper) or ``static`` (the authors' released code)."""
+    """N, r, and how the group is mixed: ``gate`` is ``dynamic`` (paper) or ``static`` (the authors' released code).
+
+    ``form: full_rank`` is a control, not the method: one trained increment a layer, neither factors nor gate.
+    """
 
     number: int = 4
     rank: int = 8
     gate: str = "dynamic"
     per_sample: bool = False
+    form: str = "low_rank"
 
 
 class RectifierGroup(nn.Layer):
@@ -42,8 +47,16 @@ class RectifierGroup(nn.Layer):
         self.gate = gate
 
     @property
+    def number(self) -> int:
+        return self.A.shape[0]
+
+    @property
     def needs_token_mean(self) -> bool:
         return self.gate.needs_token_mean
+
+    def factors(self) -> Dict[str, paddle.Tensor]:
+        """The trained parameters that are not the gate's."""
+        return {"A": self.A, "B": self.B}
 
     def forward(self, token_mean=None) -> paddle.Tensor:
         return self.increment(self.gate(token_mean))
@@ -59,15 +72,43 @@ class RectifierGroup(nn.Layer):
         return paddle.matmul(self.A.reshape([number * rank, d_in]), weighted, transpose_x=True)
 
 
+class FullRankIncrement(nn.Layer):
+    """ΔW itself [d_in, d_out] as a parameter, zero at the start: what a group of rectifiers could at best express."""
+
+    number = 1
+    needs_token_mean = False
+
+    def __init__(self, d_in: int, d_out: int) -> None:
+        super().__init__()
+        self.delta = self.create_parameter([d_in, d_out], default_initializer=nn.initializer.Constant(0.0))
+
+    def factors(self) -> Dict[str, paddle.Tensor]:
+        """The trained parameters."""
+        return {"delta": self.delta}
+
+    def forward(self, token_mean=None) -> paddle.Tensor:
+        return self.delta
+
+
 def attach_rectifiers(student: nn.Layer, tensors: Iterable[PlannedTensor], settings: RectifierSettings,
                       seed: int) -> None:
-    """Give every rectified layer of the plan its group. One rectifier (PQFR) needs no gate: its weight is 1."""
+    """Give every rectified layer of the plan its group. One rectifier (PQFR) needs no gate: its weight is 1.
+
+    Raises:
+        UserError: a full-rank increment is to be one of several.
+    """
+    if settings.form == "full_rank" and settings.number != 1:
+        raise UserError(f"rectifier.form: full_rank is one increment a layer, but rectifier.number is "
+                        f"{settings.number}; set it to 1")
     rng = np.random.default_rng(seed)
     for tensor in tensors:
         if not tensor.rectified:
             continue
         layer: QuantLinear = get_sublayer(student, tensor.layer)
         d_in, d_out = layer.weight.shape
+        if settings.form == "full_rank":
+            layer.weight_delta = FullRankIncrement(d_in, d_out)
+            continue
         if settings.number > 1 and settings.gate == "dynamic":
             gate: nn.Layer = DynamicGate(d_in, settings.number, settings.per_sample)
         else:
@@ -75,10 +116,15 @@ def attach_rectifiers(student: nn.Layer, tensors: Iterable[PlannedTensor], setti
         layer.weight_delta = RectifierGroup(d_in, d_out, settings.number, settings.rank, gate, rng)
 
 
-def rectifier_groups(model: nn.Layer) -> Dict[str, RectifierGroup]:
-    """Layer name -> its group, in the order of the network."""
+def rectifier_groups(model: nn.Layer) -> Dict[str, Union[RectifierGroup, FullRankIncrement]]:
+    """Layer name -> what is trained in its place, in the order of the network."""
     return {name: layer.weight_delta for name, layer in model.named_sublayers()
-            if isinstance(layer, QuantLinear) and isinstance(layer.weight_delta, RectifierGroup)}
+            if isinstance(layer, QuantLinear) and isinstance(layer.weight_delta, (RectifierGroup, FullRankIncrement))}
+
+
+def gated_groups(model: nn.Layer) -> Dict[str, RectifierGroup]:
+    """Layer name -> its group, of the layers whose increment a gate mixes."""
+    return {name: group for name, group in rectifier_groups(model).items() if isinstance(group, RectifierGroup)}
 
 
 def freeze_gates(student: nn.Layer, batch: paddle.Tensor, space: str = "softmax") -> Dict[str, np.ndarray]:
@@ -90,7 +136,7 @@ def freeze_gates(student: nn.Layer, batch: paddle.Tensor, space: str = "softmax"
         Layer name -> the weights (N,).
     """
     seen: Dict[str, List[np.ndarray]] = {}
-    groups = rectifier_groups(student)
+    groups = gated_groups(student)
     hooks = []
     for name, group in groups.items():
         def record(layer, inputs, output, name=name):

@@ -5,7 +5,7 @@ from typing import Dict, List
 
 from ppsr2q.core.trainer import ParameterGroup
 from ppsr2q.spr2q.distillation import Distillation
-from ppsr2q.spr2q.rectifier import rectifier_groups
+from ppsr2q.spr2q.rectifier import gated_groups
 
 
 class RoutingCalibration(Distillation):
@@ -25,11 +25,11 @@ class RoutingCalibration(Distillation):
         self._learning_rate = learning_rate
         for parameter in self.student.parameters():
             parameter.stop_gradient = True
-        for group in rectifier_groups(self.student).values():
+        for group in gated_groups(self.student).values():
             group.gate.logits.stop_gradient = False
 
     def parameter_groups(self) -> List[ParameterGroup]:
-        logits = {f"gates/{name}.logits": group.gate.logits for name, group in rectifier_groups(self.student).items()}
+        logits = {f"gates/{name}.logits": group.gate.logits for name, group in gated_groups(self.student).items()}
         return [ParameterGroup("gates", logits, self._learning_rate)]
 
     def after_update(self) -> Dict[str, float]:

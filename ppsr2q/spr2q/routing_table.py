@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Dict, Union
+from types import MappingProxyType
+from typing import Dict, Mapping, Union
 
 import numpy as np
 import paddle
@@ -12,7 +13,8 @@ from ppsr2q.core.errors import UserError
 from ppsr2q.core.files import Artifact, load_artifact, save_artifact
 from ppsr2q.quant.calibrate import get_bounds, set_bounds
 from ppsr2q.quant.convert import get_sublayer
-from ppsr2q.spr2q.rectifier import rectifier_groups
+from ppsr2q.spr2q.finetune import load_parameters
+from ppsr2q.spr2q.rectifier import gated_groups, rectifier_groups
 
 RECTIFIERS_KIND = "rectifiers"
 TABLE_KIND = "spr2q table"
@@ -32,7 +34,7 @@ class StaticIncrement(nn.Layer):
 
 
 def rectifier_state(student: nn.Layer) -> Dict[str, np.ndarray]:
-    """Adapters, gates and bounds, nothing else: ``rectifiers/<layer>.<parameter>`` and ``bounds/<plan name>``."""
+    """Adapters, gates and bounds: ``rectifiers/<layer>.<parameter>`` and ``bounds/<plan name>``."""
     state = {f"bounds/{name}": value for name, value in get_bounds(student).items()}
     for name, group in rectifier_groups(student).items():
         for key, parameter in group.named_parameters():
@@ -40,9 +42,15 @@ def rectifier_state(student: nn.Layer) -> Dict[str, np.ndarray]:
     return state
 
 
-def save_rectifiers(student: nn.Layer, path: Union[str, Path], metadata: dict) -> None:
-    """Write the rectifier checkpoint; ``metadata`` carries config, seed and the hash of the FP weights."""
-    save_artifact(path, rectifier_state(student), RECTIFIERS_KIND, metadata)
+def save_rectifiers(student: nn.Layer, path: Union[str, Path], metadata: dict,
+                    changed: Mapping[str, np.ndarray] = MappingProxyType({})) -> None:
+    """Write the rectifier checkpoint.
+
+    Args:
+        metadata: config, seed and the hash of the FP weights.
+        changed: what else of the network is not as in the FP weights (``finetune.changed_parameters``).
+    """
+    save_artifact(path, {**rectifier_state(student), **changed}, RECTIFIERS_KIND, metadata)
 
 
 def _part(artifact: Artifact, prefix: str) -> Dict[str, np.ndarray]:
@@ -62,11 +70,17 @@ def load_bounds(student: nn.Layer, artifact: Artifact, path: Union[str, Path]) -
 
 
 def load_rectifiers(student: nn.Layer, artifact: Artifact, path: Union[str, Path]) -> None:
-    """Set bounds, adapters and gates of a student that ``attach_rectifiers`` prepared alike.
+    """Set bounds, adapters, gates and fine-tuned parameters of a student that ``attach_rectifiers`` prepared alike.
 
     Raises:
         UserError: names or shapes differ (another plan, N, rank or kind of gate).
     """
+    load_adapters(student, artifact, path)
+    load_bounds(student, artifact, path)
+
+
+def load_adapters(student: nn.Layer, artifact: Artifact, path: Union[str, Path]) -> None:
+    """:func:`load_rectifiers` without the bounds: what a run at another bit width can start from."""
     parameters = {f"{name}.{key}": parameter for name, group in rectifier_groups(student).items()
                   for key, parameter in group.named_parameters()}
     stored = _part(artifact, "rectifiers/")
@@ -75,21 +89,23 @@ def load_rectifiers(student: nn.Layer, artifact: Artifact, path: Union[str, Path
     if odd:
         raise UserError(f"{path}: its rectifiers differ from the configured ones, first at {sorted(odd)[0]} "
                         "(rectifier.number, rectifier.rank or rectifier.gate of another run?)")
-    load_bounds(student, artifact, path)
+    load_parameters(student, artifact, path)
     for name, parameter in parameters.items():
         parameter.set_value(stored[name])
 
 
-def save_table(student: nn.Layer, path: Union[str, Path], metadata: dict) -> None:
+def save_table(student: nn.Layer, path: Union[str, Path], metadata: dict,
+               changed: Mapping[str, np.ndarray] = MappingProxyType({})) -> None:
     """Write the SPR²Q Table of a student with static gates.
 
     Per rectified layer ``mixing/<layer>`` (N,), the static routing ĝ, and ``increment/<layer>`` (d_in, d_out),
     Σ ĝ_i (B_i A_i)ᵀ; and ``bounds/<plan name>`` of all quantizers: with the full-precision weights it is all that
-    fusing needs.
+    fusing needs. ``changed`` and ``metadata`` are as in :func:`save_rectifiers`.
     """
     tensors = {f"bounds/{name}": value for name, value in get_bounds(student).items()}
+    tensors.update(changed)
     with paddle.no_grad():
-        for name, group in rectifier_groups(student).items():
+        for name, group in gated_groups(student).items():
             mixing = group.gate()
             tensors[f"mixing/{name}"] = mixing.numpy()
             tensors[f"increment/{name}"] = group.increment(mixing).numpy()
@@ -97,13 +113,14 @@ def save_table(student: nn.Layer, path: Union[str, Path], metadata: dict) -> Non
 
 
 def load_table(student: nn.Layer, path: Union[str, Path]) -> Artifact:
-    """Set the bounds and increments of a freshly quantized student from a table.
+    """Set the bounds, increments and fine-tuned parameters of a freshly quantized student from a table.
 
     Raises:
         UserError: damaged file, or a table for another plan or architecture.
     """
     artifact = load_artifact(path, TABLE_KIND)
     load_bounds(student, artifact, path)
+    load_parameters(student, artifact, path)
     for name, increment in _part(artifact, "increment/").items():
         try:
             layer = get_sublayer(student, name)

@@ -49,6 +49,30 @@ def training_batches(config: Config, batch: int, lr_patch: int, augment: bool, w
     return batches
 
 
+def phased_batches(config: Config) -> Callable:
+    """:func:`training_batches` of stage 1: the last ``train.final_share`` of the iterations has crops and a batch size
+    of its own, and ground truth where the loss asks for it."""
+    train = config.train
+    start = final_start(config)
+    first = training_batches(config, train.batch, train.lr_patch, train.augment)
+    if start == train.iterations:
+        return first
+    last = training_batches(config, train.final_batch, train.final_lr_patch, train.augment,
+                            with_hr=config.loss.truth_weight > 0)
+    return lambda iteration, index, count: (first if iteration < start else last)(iteration, index, count)
+
+
+def final_start(config: Config) -> int:
+    """The first iteration (0-based) of stage 1's final phase; ``train.iterations`` when there is none.
+
+    Raises:
+        UserError: ground truth is weighted, but there is no final phase.
+    """
+    if config.loss.truth_weight and not config.train.final_share:
+        raise UserError("loss.truth_weight needs a final phase: set train.final_share above 0")
+    return config.train.iterations - round(config.train.iterations * config.train.final_share)
+
+
 def calibration_batch(config: Config) -> np.ndarray:
     """float32 (calib.images, 3, p, p): the fixed random crops that bounds and mean gates come from."""
     side = config.calib.lr_patch

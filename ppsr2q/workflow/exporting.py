@@ -49,8 +49,8 @@ class Written:
 
 
 def load_calibrated(config: Config, config_path: str) -> Quantized:
-    """The student that will be fused: from the SPR²Q Table, or, without rectifiers, from the trained bounds."""
-    if not config.rectifier.enabled:
+    """The student that will be fused: from the SPR²Q Table, or, where there is nothing to route, as stage 1 left it."""
+    if not config.rectifier.enabled or config.rectifier.form == "full_rank":
         return load_trained(config, config_path)
     path = paths(config)["table"]
     require_stage(path, "route_calib", config_path)

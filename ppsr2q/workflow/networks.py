@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Union
+from typing import Any, Dict, List, Optional, Union
 
 import numpy as np
 import paddle
@@ -19,6 +19,7 @@ from ppsr2q.models.checkpoint import load_weights, weights_sha256
 from ppsr2q.quant import PLAN_ENTRIES, Plan, QuantizerOptions, quantize, set_bounds
 from ppsr2q.quant.convert import named_quantizers
 from ppsr2q.quant.plan import PlannedTensor
+from ppsr2q.spr2q.finetune import changed_parameters, snapshot
 from ppsr2q.spr2q.fuse import FUSED_KIND, split_fused_state, strip_weight_quantizers
 
 EMBEDDED = "embedded"
@@ -74,12 +75,17 @@ def build_plan(config: Config) -> Plan:
 
 @dataclass
 class Quantized:
-    """A quantized student beside its teacher."""
+    """A quantized student beside its teacher; ``before`` holds the student's network parameters at its start."""
 
     teacher: nn.Layer
     student: nn.Layer
     plan: Plan
     tensors: List[PlannedTensor]
+    before: Dict[str, np.ndarray]
+
+    def changed(self) -> Dict[str, np.ndarray]:
+        """What artifacts must carry of the network itself, because it differs from the full-precision weights."""
+        return changed_parameters(self.student, self.before)
 
 
 def build_quantized(config: Config) -> Quantized:
@@ -88,7 +94,8 @@ def build_quantized(config: Config) -> Quantized:
     plan = build_plan(config)
     for parameter in teacher.parameters():
         parameter.stop_gradient = True
-    return Quantized(teacher, quantize(teacher, plan), plan, plan.resolve(teacher))
+    student = quantize(teacher, plan)
+    return Quantized(teacher, student, plan, plan.resolve(teacher), snapshot(student))
 
 
 def provenance(config: Config, teacher: nn.Layer) -> Dict[str, Any]:
@@ -98,8 +105,10 @@ def provenance(config: Config, teacher: nn.Layer) -> Dict[str, Any]:
             "architecture": {"name": config.model.name, "scale": config.model.scale}}
 
 
-def check_origin(artifact: Artifact, config: Config, teacher: nn.Layer, path: Union[str, Path]) -> None:
-    """Refuse an artifact of :func:`provenance` that was made for other full-precision weights or other quantizers.
+def check_origin(artifact: Artifact, config: Config, teacher: nn.Layer, path: Union[str, Path],
+                 other_quantizers: bool = False) -> None:
+    """Refuse an artifact of :func:`provenance` that was made for other full-precision weights or, unless
+    ``other_quantizers`` may be, other quantizers.
 
     Raises:
         UserError: naming ``path`` and what differs.
@@ -109,11 +118,17 @@ def check_origin(artifact: Artifact, config: Config, teacher: nn.Layer, path: Un
     if found != expected:
         raise UserError(f"{path}: made for full-precision weights {str(found)[:12]}…, but model.weights has "
                         f"{expected[:12]}…")
+    key = None if other_quantizers else differing_quantizers(artifact, config)
+    if key is not None:
+        raise UserError(f"{path}: made with quant.{key} = {artifact.metadata['config']['quant'][key]!r}, now it is "
+                        f"{config_to_dict(config)['quant'][key]!r}; restore it, or make the file again")
+
+
+def differing_quantizers(artifact: Artifact, config: Config) -> Optional[str]:
+    """None when an artifact's bounds mean the same under this config, else the first option of ``quant`` that differs
+    (bounds of other quantizers would load, and mean something else)."""
     before, now = artifact.metadata["config"]["quant"], config_to_dict(config)["quant"]
-    for key in ("bits", "overrides", "zero_point"):  # bounds of other quantizers would load, and mean something else
-        if before[key] != now[key]:
-            raise UserError(f"{path}: made with quant.{key} = {before[key]!r}, now it is {now[key]!r}; restore it, or "
-                            "make the file again")
+    return next((key for key in ("bits", "overrides", "zero_point") if before[key] != now[key]), None)
 
 
 def _fused_network(architecture: Dict[str, Any], plan: Plan, state: Dict[str, np.ndarray],

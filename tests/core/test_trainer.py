@@ -13,11 +13,11 @@ import paddle
 import pytest
 
 from ppsr2q.core.errors import Interrupted, UserError
-from ppsr2q.core.files import load_artifact
+from ppsr2q.core.files import load_artifact, save_artifact
 from ppsr2q.core.trainer import ParameterGroup, Trainer, TrainerSettings
 from tests.core.tiny_stage import TinyStage, batches
 
-HARD = dict(accumulate=2, grad_clip=0.5, warmup=3, log_every=2, save_every=4, validate_every=5)
+HARD = dict(accumulate=2, grad_clip=0.5, warmup=3, average_last=5, log_every=2, save_every=4, validate_every=5)
 
 
 class Quadratic:
@@ -211,3 +211,37 @@ def test_output_and_dashboard(tmp_path, capsys):
     tags = {tag for tag, _ in recorder.scalars}
     assert tags == {"train/loss", "train/error", "train/gradient_norm", "train/projected",
                     "learning_rate/first", "learning_rate/second", "validation/score"}
+
+
+def test_the_result_is_the_mean_of_the_last_iterates(tmp_path):
+    iterates, measured = [], []
+
+    class Watched(TinyStage):
+        def after_update(self):
+            iterates.append({name: value.copy() for name, value in self.state().items()})
+            return {}
+
+        def validate(self):
+            measured.append(self.state())
+            return {"score": 0.0}
+    stage = Watched()
+    Trainer(stage, batches, TrainerSettings(6, average_last=3, validate_every=2), tmp_path / "c").run()
+    for name, value in stage.state().items():
+        np.testing.assert_allclose(value, np.mean([i[name] for i in iterates[3:]], axis=0), rtol=1e-6)
+        np.testing.assert_array_equal(measured[0][name], iterates[1][name])  # not begun: the iterate itself
+        np.testing.assert_array_equal(measured[2][name], value)  # what is measured last is what is delivered
+    assert np.abs(iterates[5]["first/weight"] - stage.state()["first/weight"]).max() > 1e-3
+
+
+def test_checkpoints_from_before_an_option_existed_go_on(tmp_path):
+    path = tmp_path / "c"
+    config = {"train": {"lr_bounds": 0.5}}
+    Trainer(TinyStage(), batches, TrainerSettings(2), path, metadata={"config": config}).run()
+    artifact = load_artifact(path)
+    del artifact.metadata["identity"]["settings"]["average_last"], artifact.metadata["averaged"]
+    save_artifact(path, artifact.tensors, artifact.kind, artifact.metadata)
+    newer = {"train": {"lr_bounds": 0.5, "finetune": "none"}}
+    assert Trainer(TinyStage(), batches, TrainerSettings(2), path, metadata={"config": newer}).run(True).iterations == 2
+    newer["train"]["finetune"] = "all"
+    with pytest.raises(UserError, match="train.finetune was 'none', now it is 'all'"):
+        Trainer(TinyStage(), batches, TrainerSettings(2), path, metadata={"config": newer}).run(resume=True)

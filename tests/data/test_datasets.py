@@ -110,3 +110,14 @@ def test_training_split_of_few_images(tmp_path):
         datasets.training_split(tmp_path)
     with pytest.raises(UserError, match="nowhere"):
         datasets.training_split(tmp_path / "nowhere")
+
+
+def test_b20_is_every_fifth_of_b100_unless_there_is_such_a_folder(tmp_path):
+    for i in range(11):
+        write_rgb8(tmp_path / "B100" / "HR" / f"{i:02d}.png", _image(4, 4, i))
+    assert [pair.name for pair in datasets.TestSet(tmp_path, "B20", 2)] == ["04", "09"]
+    assert len(datasets.TestSet(tmp_path, "B100", 2)) == 11
+    write_rgb8(tmp_path / "B20" / "HR" / "own.png", _image(4, 4))
+    assert [pair.name for pair in datasets.TestSet(tmp_path, "B20", 2)] == ["own"]
+    with pytest.raises(UserError, match="'Urban100' not found"):
+        datasets.TestSet(tmp_path, "Urban20", 2)

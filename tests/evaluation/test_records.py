@@ -81,3 +81,12 @@ def test_table_refusals(tmp_path):
         render_table(["", "a"], [("r", [Cell("fp", ("Set14", "psnr_y"))])], read_records(tmp_path))
     with pytest.raises(ValueError, match="2 cells"):
         render_table(["", "a"], [("r", [Cell("fp", ("Set5",)), Cell("fp", ("Set5",))])], {})
+
+
+def test_cells_of_several_seeds(tmp_path):
+    for seed, value in enumerate((37.0, 37.5, 38.0)):
+        _write(tmp_path, f"s{seed}", value)
+    cells = [Cell(["s0", "s1", "s2"], ("Set5", "psnr_y"), 37.6), Cell(["s1", "nowhere"], ("Set5", "psnr_y")),
+             Cell([], ("Set5", "psnr_y"))]
+    text = render_table(["", "a", "b", "c"], [("r", cells)], read_records(tmp_path))
+    assert text.splitlines()[-1] == "| r | 37.50 ± 0.50 (37.60) | 37.50 | not run |"

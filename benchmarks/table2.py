@@ -1,0 +1,311 @@
+"""Table 2a of the paper: what every step of the method brings, with two controls that the paper lacks.
+
+  python benchmarks/table2.py --run --weights W.pdparams --data DATA --schedule short --rows searched,trained --bits 4
+  python benchmarks/table2.py --render
+
+One schedule, one seed and the same crops for all rows; rows named in SEEDED are run with three seeds at 4 bits. DATA
+holds train/ and the test sets. A run goes on from whatever it has left under --output, bit for bit, whenever it was
+stopped; --budget MINUTES stops it cleanly. Every finished row writes its record at once. Records of another plan,
+schedule, protocol or other weights than those asked for are listed as stale and enter no cell. Without --weights and
+--data the environment variables PPSR2Q_WEIGHTS and PPSR2Q_DATA are read.
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import statistics
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+
+from ppsr2q.core.config import Config, config_to_dict, load_config
+from ppsr2q.core.errors import Interrupted, UserError
+from ppsr2q.core.files import atomic_path
+from ppsr2q.evaluation.evaluator import PROTOCOL
+from ppsr2q.evaluation.records import Cell, fingerprint_of, read_records, render_table, write_record
+from ppsr2q.workflow import cli
+
+RESULTS = Path(__file__).parent / "results" / "table2"
+CONFIG = "configs/mambairv2_light_x2_w{bits}a{bits}.yml"
+SETS = ("Set5", "Set14", "B20", "Urban20")
+SEEDS = (10, 11, 12)
+#: SHA-256 over the tensors of the official x2 checkpoint (``models.checkpoint.weights_sha256``)
+OFFICIAL_WEIGHTS = "180f79dba0f8993a4e2479e31601947f16043e70ffb804a45595889cf42b7e36"
+#: The paper's optimizer (absolute bounds, 1e-2 for everything, cosine) in both; ``short`` has a twentieth of its
+#: iterations at a quarter of its crops' area, 100 of OSRC instead of 500, and bounds from 8 crops instead of 32.
+SCHEDULES = {
+    "short": ["calib.images=8", "train.iterations=600", "train.batch=8", "train.lr_patch=32", "train.save_every=50",
+              "train.validate_every=100", "route_calib.iterations=100", "route_calib.batch=8"],
+    "paper": [],
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table.
+
+    Attributes:
+        stage: what is measured (``evaluating.network_of_stage``).
+        options: on top of config and schedule.
+        folder: of the run; rows of one folder share what it trained.
+        seeded: run with all of SEEDS at 4 bits.
+        further: key of the row whose run is trained on, for as many iterations as OSRC has.
+        paper: {(bits, set): dB} of the paper (12,000 + 500 iterations at LR 64x64, DF2K).
+    """
+
+    title: str
+    stage: str
+    options: Tuple[str, ...] = ()
+    folder: str = ""
+    seeded: bool = False
+    further: Optional[str] = None
+    paper: Mapping[Tuple[int, str], float] = None
+
+
+ROWS: Dict[str, Row] = {
+    "searched": Row("searched bounds", "searched", ("rectifier.enabled=false",), "searched"),
+    "trained": Row("trained bounds", "bounds", ("rectifier.enabled=false",), "trained",
+                   paper={(4, "Set5"): 37.20, (4, "Urban100"): 30.69}),
+    "pqfr": Row("PQFR (N = 1, no gate)", "rgt", ("rectifier.number=1",), "pqfr",
+                paper={(4, "Set5"): 37.44, (4, "Urban100"): 31.25}),
+    "static": Row("RGT, static gate", "rgt", ("rectifier.gate=static",), "static"),
+    "rgt": Row("RGT, dynamic gate", "rgt", (), "rgt", seeded=True,
+               paper={(4, "Set5"): 37.60, (4, "Urban100"): 31.24}),
+    "osrc": Row("RGT + OSRC", "osrc", (), "rgt", seeded=True,
+                paper={(4, "Set5"): 37.72, (4, "Urban100"): 31.53, (2, "Set5"): 35.97, (2, "Urban100"): 28.55}),
+    "further": Row("control: RGT, as many further iterations as OSRC", "rgt", (), "further", further="rgt"),
+    "full_rank": Row("control: full-rank ΔW (no group, no gate)", "bounds",
+                     ("rectifier.form=full_rank", "rectifier.number=1"), "full_rank", seeded=True),
+}
+#: (row, the row it is compared with)
+COMPARISONS = (("osrc", "rgt"), ("full_rank", "rgt"), ("full_rank", "osrc"), ("osrc", "further"))
+
+
+def row_config(row: Row, bits: int, seed: int, schedule: str, weights: Optional[str] = None,
+               data: Optional[Path] = None, output: Path = Path("output/table2")) -> Config:
+    """The config of one run; without weights and data it still tells plan and schedule."""
+    runs = output / schedule / f"w{bits}"
+    options = [*SCHEDULES[schedule], *row.options, f"seed={seed}", f"output_dir={runs / f'{row.folder}-s{seed}'}"]
+    if row.further:
+        start = runs / f"{ROWS[row.further].folder}-s{seed}" / "rectifiers.safetensors"
+        iterations = load_config(CONFIG.format(bits=bits), SCHEDULES[schedule]).route_calib.iterations
+        options += [f"train.start_from={start}", f"train.iterations={iterations}"]
+    if weights is not None:
+        options += [f"model.weights={weights}", f"data.train={data / 'train'}", f"data.root={data}"]
+    return load_config(CONFIG.format(bits=bits), options)
+
+
+def fingerprint(row: Row, bits: int, seed: int, schedule: str, weights_sha256: str) -> str:
+    """Of everything whose change makes a record stale: plan, options, weights and protocol; not where files lie, nor
+    how often a run reports."""
+    from ppsr2q.workflow.networks import build_plan
+    config = row_config(row, bits, seed, schedule)
+    options = config_to_dict(config)
+    kept = {name: options[name] for name in ("seed", "quant", "calib", "rectifier", "loss", "train", "route_calib")}
+    kept["train"] = {key: value for key, value in kept["train"].items()
+                     if key not in ("start_from", "log_every", "save_every", "validate_every", "validation_crops",
+                                    "recompute")}
+    parent = fingerprint(ROWS[row.further], bits, seed, schedule, weights_sha256) if row.further else None
+    return fingerprint_of(plan=build_plan(config).describe(), options=kept, weights=weights_sha256, stage=row.stage,
+                          parent=parent, protocol=PROTOCOL, mode=config.eval.mode,
+                          routing=[config.model.routing, config.model.routing_seed])
+
+
+def record_name(key: str, bits: int, seed: int, schedule: str) -> str:
+    return f"{schedule}_w{bits}_{key}_s{seed}"
+
+
+def seeds_of(row: Row, bits: int, seeds: int) -> Sequence[int]:
+    return SEEDS[:seeds] if row.seeded and bits == 4 else SEEDS[:1]
+
+
+def _prepare(config: Config, row: Row, config_path: str) -> None:
+    """Train what the row needs. A finished run resumes to its result in seconds, and one of other options is refused."""
+    from ppsr2q.workflow.training import calibrate_routing, search_only, train
+    if row.stage == "searched":
+        search_only(config)
+    else:
+        train(config, resume=True)
+    if row.stage == "osrc":
+        calibrate_routing(config, config_path, resume=True)
+
+
+def _seconds(config: Config) -> float:
+    """What the training of a row took, earlier parts of an interrupted run included; OSRC without its stage 1."""
+    from ppsr2q.core.files import load_artifact
+    from ppsr2q.workflow.training import paths
+    files = sorted(paths(config)["resume"].glob("*.safetensors"))
+    return sum(load_artifact(file).metadata["state"]["seconds"] for file in files)
+
+
+def run_row(key: str, bits: int, seed: int, schedule: str, weights: str, data: Path, sets: Sequence[str],
+            output: Path, results: Path) -> None:
+    """Train and measure one row; sets that its current record already holds are not measured again."""
+    from ppsr2q.models.checkpoint import weights_sha256
+    from ppsr2q.workflow.evaluating import load_upscaler, measure
+    from ppsr2q.workflow.networks import build_network
+    row, name = ROWS[key], record_name(key, bits, seed, schedule)
+    config = row_config(row, bits, seed, schedule, weights, data, output)
+    mark = fingerprint(row, bits, seed, schedule, weights_sha256(build_network(config)))
+    known = read_records(results).get(name)
+    measured = known["results"] if known and known["fingerprint"] == mark else {}
+    missing = [name for name in sets if name not in measured]
+    if not missing:
+        return
+    if row.further:
+        run_row(row.further, bits, seed, schedule, weights, data, sets, output, results)
+    config_path = CONFIG.format(bits=bits)
+    _prepare(config, row, config_path)
+    found = measure(config, *load_upscaler(config, config_path, None, row.stage), missing)
+    measured = {**measured, **{name: {k: found[name][k] for k in ("psnr_y", "ssim_y")} for name in missing}}
+    options = config_to_dict(config)
+    write_record(results / f"{name}.json", f"Table 2a, {row.title}, x2, {bits} bits", measured,
+                 how=f"benchmarks/table2.py --run --schedule {schedule} --rows {key} --bits {bits}",
+                 seconds=_seconds(config), seed=seed, protocol=found["protocol"], fingerprint=mark,
+                 schedule={"name": schedule, **{k: options[k] for k in ("calib", "train", "route_calib")}})
+    print(f"{name}: " + "  ".join(f"{s} {v['psnr_y']:.2f}" for s, v in measured.items()), flush=True)
+
+
+def comparisons(bits: int, schedule: str, records: Mapping[str, Mapping[str, Any]], sets: Sequence[str]) -> List[str]:
+    """One line per comparison and set: the difference of the means beside the spread of seeds."""
+    lines = []
+    for first, second in COMPARISONS:
+        for test_set in sets:
+            a, b = (_values(key, bits, schedule, records, test_set) for key in (first, second))
+            if not a or not b:
+                continue
+            difference = statistics.fmean(a) - statistics.fmean(b)
+            spreads = [statistics.stdev(values) for values in (a, b) if len(values) > 1]
+            if not spreads:
+                verdict = "spread unknown: one seed each"
+            elif abs(difference) < 2 * max(spreads):
+                verdict = f"spread {max(spreads):.2f}: none"
+            else:
+                verdict = f"spread {max(spreads):.2f}"
+            lines.append(f"- {ROWS[first].title} against {ROWS[second].title}, {test_set}: {difference:+.2f} dB "
+                         f"({verdict})")
+    return lines
+
+
+def _values(key: str, bits: int, schedule: str, records: Mapping[str, Mapping[str, Any]],
+            test_set: str) -> List[float]:
+    names = (record_name(key, bits, seed, schedule) for seed in SEEDS)
+    return [records[name]["results"][test_set]["psnr_y"] for name in names
+            if name in records and test_set in records[name]["results"]]
+
+
+def split_records(records: Mapping[str, Mapping[str, Any]], schedule: str,
+                  weights_sha256: str) -> Tuple[Dict[str, Mapping[str, Any]], List[str]]:
+    """(the records of this schedule that belong to the current plan, weights and protocol, names of the others)."""
+    wanted = {record_name(key, bits, seed, schedule): (row, bits, seed)
+              for key, row in ROWS.items() for bits in (4, 2) for seed in SEEDS}
+    current, stale = {}, []
+    for name, record in records.items():
+        if not name.startswith(f"{schedule}_"):
+            continue
+        known = wanted.get(name)
+        if known and record["fingerprint"] == fingerprint(*known, schedule, weights_sha256):
+            current[name] = record
+        else:
+            stale.append(name)
+    return current, stale
+
+
+def render(schedule: str, weights_sha256: str, results: Path = RESULTS, sets: Sequence[str] = SETS) -> str:
+    """The tables of a schedule as Markdown, from records alone."""
+    records, stale = split_records(read_records(results), schedule, weights_sha256)
+    steps = load_config(CONFIG.format(bits=4), SCHEDULES[schedule])
+    lines = [f"MambaIRv2-light x2, PSNR-Y/dB (SSIM-Y in the records), ours (the paper's). Schedule `{schedule}`: "
+             f"{steps.train.iterations} iterations of batch {steps.train.batch} at LR {steps.train.lr_patch}x"
+             f"{steps.train.lr_patch}, {steps.route_calib.iterations} of OSRC; the paper's is 12,000 and 500 at LR 64x64 "
+             "on DF2K. B20 and Urban20 are every fifth image of B100 and Urban100. ± is the standard deviation over three seeds; a difference below twice the larger spread "
+             "is none.", ""]
+    for bits in (4, 2):
+        rows = []
+        for key, row in ROWS.items():
+            paper = row.paper or {}
+            cells = []
+            for test_set in sets:
+                names = [name for name in (record_name(key, bits, seed, schedule) for seed in SEEDS)
+                         if test_set in records.get(name, {"results": {}})["results"]]
+                cells.append(Cell(names, (test_set, "psnr_y"), paper.get((bits, test_set))))
+            urban = paper.get((bits, "Urban100"))
+            rows.append((row.title + (f"; the paper on Urban100: {urban:.2f}" if urban else ""), cells))
+        lines.append(render_table([f"{bits} bits", *sets], rows, records))
+        lines += [*comparisons(bits, schedule, records, sets), ""]
+    if stale:
+        lines += [f"Stale, of another plan, weights, schedule or protocol, to be run again: {', '.join(stale)}", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _choose(text: str, known: Sequence[str], what: str) -> List[str]:
+    chosen = text.split(",")
+    odd = [name for name in chosen if name not in known]
+    if odd:
+        raise UserError(f"--{what} {text}: unknown {odd[0]!r}; known: {', '.join(known)}")
+    return chosen
+
+
+def _stop_after(minutes: Optional[float]) -> None:
+    """Ask the process to stop after a time: the trainer finishes its iteration and saves."""
+    def stop(*_: Any) -> None:
+        raise Interrupted("stopped; run the same command again to go on")
+    signal.signal(signal.SIGTERM, stop)
+    if minutes is not None:
+        timer = threading.Timer(60 * minutes, os.kill, (os.getpid(), signal.SIGTERM))
+        timer.daemon = True
+        timer.start()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", action="store_true", help="train and measure")
+    parser.add_argument("--render", action="store_true", help="write <results>/<schedule>.md from the records")
+    parser.add_argument("--schedule", choices=sorted(SCHEDULES), default="short", help="default: %(default)s")
+    parser.add_argument("--rows", default=",".join(ROWS), help="default: %(default)s")
+    parser.add_argument("--bits", default="4,2", help="default: %(default)s")
+    parser.add_argument("--sets", default=",".join(SETS), help="test sets under DATA (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, choices=(1, 2, 3), default=3, help="of the seeded rows at 4 bits")
+    parser.add_argument("--budget", type=float, metavar="MINUTES", help="stop cleanly after that time")
+    parser.add_argument("--weights", default=os.environ.get("PPSR2Q_WEIGHTS"), help="full-precision x2 checkpoint")
+    parser.add_argument("--data", type=Path, default=os.environ.get("PPSR2Q_DATA"),
+                        help="folder with train/ and the test sets")
+    parser.add_argument("--output", type=Path, default=Path("output/table2"), help="of runs (default: %(default)s)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="of records (default: %(default)s)")
+    arguments = parser.parse_args()
+    rows = _choose(arguments.rows, list(ROWS), "rows")
+    bits = [int(n) for n in _choose(arguments.bits, ["4", "2"], "bits")]
+    if not (arguments.run or arguments.render):
+        raise UserError("give --run, --render or both")
+    if arguments.run:
+        if arguments.weights is None or arguments.data is None:
+            raise UserError("--run needs --weights FILE and --data FOLDER (or PPSR2Q_WEIGHTS and PPSR2Q_DATA)")
+        _stop_after(arguments.budget)
+        cli.prepare(load_config())
+        started = time.monotonic()
+        for number, key, seed in [(n, k, s) for n in bits for k in rows
+                                  for s in seeds_of(ROWS[k], n, arguments.seeds)]:
+            run_row(key, number, seed, arguments.schedule, arguments.weights, arguments.data,
+                    arguments.sets.split(","), arguments.output, arguments.results)
+        print(f"done in {(time.monotonic() - started) / 60:.0f} min", flush=True)
+    text = render(arguments.schedule, _weights_hash(arguments.weights), arguments.results)
+    if arguments.render:
+        with atomic_path(arguments.results / f"{arguments.schedule}.md") as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    print(text)
+
+
+def _weights_hash(weights: Optional[str]) -> str:
+    """Hash of a checkpoint's tensors; of the official one when none is given."""
+    if weights is None:
+        return OFFICIAL_WEIGHTS
+    from ppsr2q.models.checkpoint import weights_sha256
+    from ppsr2q.workflow.networks import build_network
+    return weights_sha256(build_network(load_config(CONFIG.format(bits=4), [f"model.weights={weights}"])))
+
+
+if __name__ == "__main__":
+    cli.run(main)

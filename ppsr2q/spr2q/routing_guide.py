@@ -1,0 +1,84 @@
+"""The teacher's token classes as a guide for the student's: watched, followed, and learned.
+
+A quantized student that sorts its tokens into other classes than its teacher scans them in another order, and no
+gradient tells it so. Networks with token routing hold a ``router`` (logits -> ``ops.Routing``) in every routing layer.
+"""
+from __future__ import annotations
+
+from typing import Dict, List
+
+import paddle
+from paddle import nn
+from paddle.nn import functional as F
+
+from ppsr2q import ops
+from ppsr2q.core.errors import UserError
+
+
+class _Watch:
+    """A router that keeps what it has seen; ``follow`` makes it answer with another watch's routing."""
+
+    def __init__(self) -> None:
+        self.logits = None
+        self.routing = None
+        self.follow = None
+
+    def __call__(self, logits: paddle.Tensor) -> "ops.Routing":
+        self.logits = logits
+        self.routing = ops.route(logits) if self.follow is None else self.follow.routing
+        return self.routing
+
+
+def _watch(network: nn.Layer) -> List[_Watch]:
+    layers = [layer for layer in network.sublayers() if hasattr(layer, "router")]
+    for layer in layers:
+        layer.router = _Watch()
+    return [layer.router for layer in layers]
+
+
+class RoutingGuide:
+    """Watches the routing of a teacher and a student that run on the same batch, the teacher first.
+
+    Args:
+        student, teacher: networks of one architecture.
+        needed: an option asks for it: a network without token routing is an error then.
+
+    Raises:
+        UserError: ``needed``, and there is no token routing, or the student recomputes its layers (the logits then
+            come from a pass that keeps no gradient).
+    """
+
+    def __init__(self, student: nn.Layer, teacher: nn.Layer, needed: bool) -> None:
+        self._teacher, self._student = _watch(teacher), _watch(student)
+        if needed and not self._student:
+            raise UserError("loss.route_weight and train.teacher_routing need a network with token routing, this one "
+                            "has none")
+        if needed and getattr(student, "recompute", False):
+            raise UserError("loss.route_weight and train.teacher_routing do not go with train.recompute: set it to "
+                            "false")
+
+    def follow_teacher(self, follow: bool) -> None:
+        """Whether the student takes the teacher's classes and order (of the same batch) for its own."""
+        for own, other in zip(self._student, self._teacher):
+            own.follow = other if follow else None
+
+    def cross_entropy(self) -> paddle.Tensor:
+        """Of the student's route logits to the teacher's classes, mean over layers and tokens; scalar."""
+        terms = [F.cross_entropy(own.logits, other.routing.index.astype("int64").unsqueeze(-1))
+                 for own, other in zip(self._student, self._teacher)]
+        return paddle.stack(terms).mean()
+
+    def figures(self) -> Dict[str, paddle.Tensor]:
+        """``flipped``: share of tokens for which the student's own class is not the teacher's; none without routing."""
+        if not self._student:
+            return {}
+        shares = []
+        for own, other in zip(self._student, self._teacher):
+            index = own.routing.index if own.follow is None else ops.route(own.logits).index
+            shares.append((index != other.routing.index).astype("float32").mean())
+        return {"flipped": paddle.stack(shares).mean()}
+
+    def release(self) -> None:
+        """Forget the last batch (its logits hold on to the graph of the student)."""
+        for watch in (*self._teacher, *self._student):
+            watch.logits = watch.routing = None
