@@ -233,8 +233,8 @@ class MambaIRv2Light(nn.Layer):
         height, width = x.shape[2], x.shape[3]
         x = pad_symmetric(x, WINDOW) - self.mean
         size = (x.shape[2], x.shape[3])
-        shallow = self.conv_first(x)
-        tokens = self.patch_embed.norm(to_tokens(shallow))
+        shallow = to_tokens(self.conv_first(x))
+        tokens = self.patch_embed.norm(shallow)
         features = []
         for stage in self.layers:
             stage_input = tokens
@@ -242,8 +242,10 @@ class MambaIRv2Light(nn.Layer):
                 tokens = self._run(layer, tokens, size, self._noise(len(features), tokens))
                 features.append(tokens)
             tokens = ops.convolution(tokens, stage.conv, size, residual=stage_input)
-        deep = self.conv_after_body(to_image(self.norm(tokens), size)) + shallow
-        y = (self.upsample(deep) + self.mean)[:, :, :height * self.scale, :width * self.scale]
+        deep = ops.convolution(self.norm(tokens), self.conv_after_body, size, residual=shallow)
+        convolution, shuffle = self.upsample
+        y = shuffle(to_image(ops.convolution(deep, convolution, size), size))
+        y = (y + self.mean)[:, :, :height * self.scale, :width * self.scale]
         return (y, features) if return_features else y
 
     def operations(self, height: int, width: int) -> Iterator[Operation]:
