@@ -15,21 +15,14 @@ from ppsr2q.deploy.onnx_export import load_upscaler, to_onnx  # noqa: E402
 from ppsr2q.deploy.onnx_graph import GraphBuilder, model  # noqa: E402
 
 
-def run(build, **arrays):
-    """Outputs of a graph: ``build(builder, names of inputs) -> names of outputs``."""
+def run(build, shapes, dtype=np.float32, **arrays):
+    """Outputs, of the given shapes, of a graph: ``build(builder, names of inputs) -> names of outputs``."""
+    def info(name, kind, shape):
+        return onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind)), shape)
+
     g = GraphBuilder()
-    outputs = build(g, *arrays)
-    inputs = [onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
-              for name, array in arrays.items()]
-    infos = [onnx.ValueInfoProto(name=name) for name in outputs]
-    for info in infos:
-        info.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
-    made = model(g, inputs, infos, {})
-    for info in made.graph.output:  # of whatever type: let ONNX infer it
-        info.ClearField("type")
-    inferred = {v.name: v for v in onnx.shape_inference.infer_shapes(made).graph.output}
-    for info in made.graph.output:
-        info.type.CopyFrom(inferred[info.name].type)
+    outputs = [info(name, dtype, shape) for name, shape in zip(build(g, *arrays), shapes)]
+    made = model(g, [info(name, array.dtype, array.shape) for name, array in arrays.items()], outputs, {})
     session = runtime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
     return session.run(None, arrays)
 
@@ -49,13 +42,15 @@ def test_a_quantized_linear_layer_is_exact_for_any_lower_bound(bits, form, lower
     x = rng.normal(0.5, 1, (40, 48)).astype(np.float32)
     weight = quantized(rng.normal(0, 0.3, (48, 16)), of_weight).astype(np.float32)
     bias = rng.normal(size=16).astype(np.float32)
-    y, = run(lambda g, name: [operators.linear(g, name, weight, bias, of_input, of_weight, operators.Form(*form))], x=x)
+    y, = run(lambda g, name: [operators.linear(g, name, weight, bias, of_input, of_weight, operators.Form(*form))],
+             [(40, 16)], x=x)
     assert np.abs(y - (quantized(x.astype(np.float64), of_input) @ weight + bias)).max() < 2e-5
 
 
 def test_counting_sort_is_the_stable_sort():
     index = np.random.default_rng(0).integers(0, 5, 300)
-    order, position = run(lambda g, name: operators.counting_sort(g, name, 7, 300), index=index)
+    order, position = run(lambda g, name: operators.counting_sort(g, name, 7, 300), [(300,), (300,)], np.int64,
+                          index=index)
     assert (order == np.argsort(index, kind="stable")).all()
     assert (position == np.argsort(order)).all()
 
@@ -73,7 +68,8 @@ def test_scan_in_chunks_is_the_recurrence(quantizer):
         expected.append((h if quantizer is None else quantized(h, quantizer)) @ C[t] + D * u[t])
     arrays = {name: x.astype(np.float32) for name, x in zip(("delta", "u", "B", "C"), (delta, u, B, C))}
     y, = run(lambda g, *names: [operators.selective_scan(g, *names, A.astype(np.float32), D.astype(np.float32),
-                                                         quantizer, chunk=16)], **arrays)
+                                                         quantizer, chunk=16)],
+             [(length, channels)], **arrays)
     wrong = np.abs(y - expected) > 1e-4
     assert wrong.mean() <= (0 if quantizer is None else 0.02)  # a state within rounding of a threshold
 
