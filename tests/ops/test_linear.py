@@ -74,6 +74,16 @@ def test_linear_kernel_equals_reference(shape, outputs, bits):
         dict(inputs, **layer.tensors("layer")), flips=bool(bits))
 
 
+@pytest.mark.parametrize("wanted", [(), ("x",), ("scale",)])
+def test_norm_linear_kernel_skips_unwanted_gradients(wanted):
+    layer, norm = QuantizedLinear(12, 9, 4), layer_norm(12)
+    inputs = {"x": trainable(2, 40, 12), "scale": norm.weight, "shift": norm.bias}
+    for name, tensor in inputs.items():
+        tensor.stop_gradient = name not in wanted
+    comparison.assert_kernel_equals_reference(
+        "norm_linear", lambda: norm_linear(inputs["x"], norm, [layer]), {**inputs, **layer.tensors("layer")}, flips=True)
+
+
 @pytest.mark.parametrize("frozen", ["skip", "skip_scale"])
 def test_linear_kernel_skips_unwanted_gradients_of_addends(frozen):
     layer, inputs = QuantizedLinear(12, 9), {"skip": trainable(2, 5, 9), "skip_scale": trainable(9)}

@@ -182,8 +182,8 @@ inline void layer_backward(const TokenLinear& call, int i, const LinearGradient&
 
 }  // namespace detail
 
-// gradients[i].y is given; fills grad_x [rows][inputs] (may be null without a norm), the other members of
-// gradients, and, with a norm, grad_scale and grad_shift [inputs] (may be null).
+// gradients[i].y is given; fills grad_x [rows][inputs], the other members of gradients, and, with a norm,
+// grad_scale and grad_shift [inputs]. These three may be null together, without a norm grad_x alone.
 inline void token_linear_backward(const TokenLinear& call, const LinearGradient* gradients, float* grad_x,
                                   float* grad_scale, float* grad_shift) {
     const int width = padded(call.inputs);
@@ -227,12 +227,12 @@ inline void token_linear_backward(const TokenLinear& call, const LinearGradient*
                 total[0] += sum(bounds.lower);
                 total[1] += sum(bounds.upper);
             }
-            for (int r = 0; r < rows; r++) {
+            for (int r = 0; grad_x && r < rows; r++) {
                 float* to = grad_x + (row + r) * call.inputs;
                 if (call.norm) {
                     call.norm->backward(standardized + r * width, inverse[r], grad_source + r * width, to,
                                         own, own + width);
-                } else if (grad_x) {
+                } else {
                     std::copy(grad_source + r * width, grad_source + r * width + call.inputs, to);
                 }
             }
