@@ -235,7 +235,7 @@ class MambaIRv2Light(nn.Layer):
         x = pad_symmetric(x, WINDOW) - self.mean
         size = (x.shape[2], x.shape[3])
         shallow = to_tokens(self.conv_first(x))
-        tokens = self.patch_embed.norm(shallow)
+        tokens = ops.layer_norm(shallow, self.patch_embed.norm)
         features = []
         for stage in self.layers:
             stage_input = tokens
@@ -243,7 +243,7 @@ class MambaIRv2Light(nn.Layer):
                 tokens = self._run(layer, tokens, size, self._noise(len(features), tokens))
                 features.append(tokens)
             tokens = ops.convolution(tokens, stage.conv, size, residual=stage_input)
-        deep = ops.convolution(self.norm(tokens), self.conv_after_body, size, residual=shallow)
+        deep = ops.convolution(ops.layer_norm(tokens, self.norm), self.conv_after_body, size, residual=shallow)
         convolution, shuffle = self.upsample
         y = shuffle(to_image(ops.convolution(deep, convolution, size), size))
         y = (y + self.mean)[:, :, :height * self.scale, :width * self.scale]

@@ -8,6 +8,7 @@ from paddle import nn
 from paddle.nn import functional as F
 
 from ppsr2q.ops import dispatch
+from ppsr2q.ops.norm import layer_norm
 from ppsr2q.ops.points import input_point, needs_token_mean, quantize, weight_matrix
 
 
@@ -55,7 +56,7 @@ def linear(x: paddle.Tensor, layer: nn.Layer, residual: Optional[paddle.Tensor] 
 
 def norm_linear_reference(x, norm, layers):
     """Pure-Paddle :func:`norm_linear`."""
-    normed = norm(x)
+    normed = layer_norm(x, norm)
     mean = _token_mean(normed, layers)
     return [_apply(quantize(normed, input_point(layer)), layer, weight_matrix(layer, mean))
             for layer in layers]
