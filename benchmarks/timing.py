@@ -12,6 +12,7 @@ import traceback
 from pathlib import Path
 from typing import Any, Callable, Container, Dict, Iterator, List, Mapping, Optional
 
+from ppsr2q.core.environment import keep_freed_memory
 from ppsr2q.core.errors import UserError
 
 _MEMORY_SHARE = 0.9  # of what is available; the rest is for the system
@@ -106,6 +107,7 @@ def in_child(function: Callable[..., Any], *arguments: Any, seconds: Optional[fl
 
 
 def _child(sender: Any, function: Callable[..., Any], arguments: tuple) -> None:
+    keep_freed_memory()  # as the tools do
     try:
         outcome = (True, function(*arguments))
     except MemoryError:
