@@ -29,7 +29,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 from benchmarks import speed_report  # noqa: E402
 from benchmarks.speed_plan import (CASES, PEER, PEER_KEPT, SCAN_COMMIT, SEED, SIDES, Case,  # noqa: E402
                                    Sources)
-from benchmarks.timing import DoesNotFit, Worker, in_child, interleave  # noqa: E402
+from benchmarks.timing import REST, DoesNotFit, Worker, in_child, interleave  # noqa: E402
 from ppsr2q.core.errors import UserError  # noqa: E402
 from ppsr2q.core.files import atomic_path  # noqa: E402
 from ppsr2q.evaluation.records import write_record  # noqa: E402
@@ -102,7 +102,7 @@ class Measurement:
         workers = {variant: Worker(self._run.call_of, case, variant, self._sources,
                                    environment=self._environment(threads)) for variant in variants}
         try:
-            return interleave(workers, rounds, case.once)
+            return interleave(workers, rounds, case.once, REST)
         finally:
             for worker in workers.values():
                 worker.close()

@@ -14,6 +14,7 @@ from typing import Any, Callable, Container, Dict, Iterator, List, Mapping, Opti
 
 from ppsr2q.core.errors import UserError
 
+REST = 0.5  # seconds after which the threads of a process that did its part no longer spin (OpenMP's: after 0.2)
 _MEMORY_SHARE = 0.9  # of what is available; the rest is for the system
 
 
@@ -21,12 +22,12 @@ class DoesNotFit(Exception):
     """A measurement ran out of memory or time; the message is the reason that a record gives."""
 
 
-def interleave(calls: Mapping[str, Callable[[], object]], rounds: int, once: Container[str] = ()
-               ) -> Dict[str, List[float]]:
+def interleave(calls: Mapping[str, Callable[[], object]], rounds: int, once: Container[str] = (),
+               rest: float = 0.0) -> Dict[str, List[float]]:
     """Seconds of every call in every round, round robin after one unmeasured round.
 
     Whatever slows the machine for a while slows all calls alike, so ratios of medians hold. Calls named in ``once``
-    are too slow for that: they run in the first round only, without a warm-up.
+    are too slow for that: they run in the first round only, without a warm-up. ``rest`` seconds pass before each call.
     """
     for name, call in calls.items():
         if name not in once:
@@ -36,6 +37,7 @@ def interleave(calls: Mapping[str, Callable[[], object]], rounds: int, once: Con
         for name, call in calls.items():
             if i > 0 and name in once:
                 continue
+            time.sleep(rest)
             started = time.perf_counter()
             call()
             samples[name].append(time.perf_counter() - started)
