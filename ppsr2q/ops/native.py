@@ -40,6 +40,7 @@ _BAD_INDEX = -2
 _UNSUPPORTED = -3
 _NOT_FINITE = 100
 _FIRST_BAD_BOUNDS = 101
+_CPU = paddle.CPUPlace()
 
 
 class KernelsUnavailable(Exception):
@@ -224,6 +225,11 @@ def get_threads() -> int:
 def set_threads(count: int) -> None:
     """Set OpenMP's number of threads for this process."""
     library().ppsr2q_set_threads(ctypes.c_int(count))
+
+
+def empty(shape: Sequence[int], dtype: paddle.dtype = paddle.float32) -> paddle.Tensor:
+    """``paddle.empty`` on the CPU without the checks of its arguments, which take longer than small kernels do."""
+    return paddle._C_ops.empty(shape, dtype, _CPU)
 
 
 def pointer(tensor: Optional[paddle.Tensor]) -> Optional[int]:

@@ -37,7 +37,7 @@ def _forward(tensors, bounds, call, keep_statistics=False):
     statistics = None
     if keep_statistics:
         tokens = call.window**2
-        statistics = paddle.empty([out.shape[0] * out.shape[1] // tokens, call.heads, 2, tokens])
+        statistics = native.empty([out.shape[0] * out.shape[1] // tokens, call.heads, 2, tokens])
     run = native.function("window_attention_forward", *_COMMON, POINTER, POINTER)
     status = run(*_arguments(tensors, bounds, call), pointer(out), pointer(statistics))
     native.check(status, "window_attention", dict(zip(_NAMES, tensors)), dict(zip(_POINTS, bounds)))
@@ -61,7 +61,7 @@ class _WindowAttention(paddle.autograd.PyLayer):
         bounds = [next(given) if bits else None for bits in ctx.call.bits]
         grad = native.contiguous(grad)
         grads = [paddle.empty_like(t) for t in tensors]
-        grad_bounds = paddle.empty([4, 2])
+        grad_bounds = native.empty([4, 2])
         run = native.function("window_attention_backward", *_COMMON, *(POINTER,) * 7)
         status = run(*_arguments(tensors, bounds, ctx.call), pointer(statistics), pointer(grad),
                      *map(pointer, grads[:3]), pointer(grads[3] if ctx.needs[3] else None),

@@ -29,7 +29,7 @@ def _arguments(tensors, bounds, call):
 
 
 def _forward(tensors, bounds, call):
-    y = paddle.empty([*tensors[0].shape[:2], call.outputs])
+    y = native.empty([*tensors[0].shape[:2], call.outputs])
     run = native.function("convolution_forward", *_COMMON, POINTER)
     status = run(*_arguments(tensors, bounds, call), pointer(y))
     native.check(status, "convolution", dict(zip(_NAMES, tensors)), {"input": bounds})
@@ -51,8 +51,8 @@ class _Convolution(paddle.autograd.PyLayer):
         _, needs_weight, needs_bias, _, _ = ctx.needs
         grad = native.contiguous(grad)
         grads = [paddle.empty_like(x), paddle.empty_like(weight) if needs_weight else None,
-                 paddle.empty([ctx.call.outputs]) if needs_bias else None]
-        grad_bounds = paddle.empty([2])
+                 native.empty([ctx.call.outputs]) if needs_bias else None]
+        grad_bounds = native.empty([2])
         run = native.function("convolution_backward", *_COMMON, *(POINTER,) * 5)
         status = run(*_arguments((x, weight, None, None), bounds[0] if bounds else None, ctx.call), pointer(grad),
                      *map(pointer, grads), pointer(grad_bounds))

@@ -53,7 +53,7 @@ def _arguments(tensors, bounds, call):
 
 def _forward(tensors, bounds, call):
     batch, tokens, _ = tensors[0].shape
-    y = paddle.empty([batch, tokens, call.channels])
+    y = native.empty([batch, tokens, call.channels])
     status = _function(call.operator, "forward", 1)(*_arguments(tensors, bounds, call), pointer(y))
     native.check(status, call.operator.name, dict(zip(call.operator.tensors, tensors)), {"input": bounds})
     return y
@@ -73,7 +73,7 @@ class _Depthwise(paddle.autograd.PyLayer):
         call, saved = ctx.call, iter(ctx.saved_tensor())
         bounds, *tensors = (next(saved) if present else None for present in ctx.present)
         grad = native.contiguous(grad)
-        grad_bounds = paddle.empty([2])
+        grad_bounds = native.empty([2])
         grads = [paddle.empty_like(tensors[0])]
         grads += [paddle.empty_like(t) if needed else None for t, needed in zip(tensors[1:], ctx.needs[2:])]
         run = _function(call.operator, "backward", 2 + len(tensors))

@@ -11,7 +11,7 @@ from ppsr2q.ops.native import INT, POINTER, SIZE, pointer
 
 def _forward(student, teacher, unit):
     batch = student.shape[0]
-    inverses, distance = paddle.empty([2, batch]), paddle.empty([batch])
+    inverses, distance = native.empty([2, batch]), native.empty([batch])
     run = native.function("feature_distance_forward", POINTER, POINTER, SIZE, SIZE, INT, POINTER, POINTER)
     status = run(pointer(student), pointer(teacher), batch, math.prod(student.shape[1:]), unit, pointer(inverses),
                  pointer(distance))

@@ -76,7 +76,7 @@ def _residuals(count):
 
 
 def _forward(call, layers):
-    outputs = [paddle.empty([*call.x.shape[:-1], layer.weight.shape[1]]) for layer in layers]
+    outputs = [native.empty([*call.x.shape[:-1], layer.weight.shape[1]]) for layer in layers]
     arguments, structures = call.arguments(layers, outputs)
     status = native.function("token_linear_forward", *_COMMON)(*arguments)
     if status:
@@ -158,7 +158,7 @@ def _token_mean(x, norm):
     """Detached mean over tokens of x, or of LayerNorm(x): (B, ..., d_in) -> (B, d_in)."""
     x = native.contiguous(x.detach())
     batch, channels = (x.shape[0], x.shape[-1])
-    mean = paddle.empty([batch, channels])
+    mean = native.empty([batch, channels])
     scale, shift, epsilon = (None, None, 0.0) if norm is None else (norm.weight, norm.bias, norm._epsilon)
     run = native.function("token_mean", POINTER, SIZE, SIZE, INT, POINTER, POINTER, FLOAT, POINTER)
     tokens = math.prod(x.shape[1:-1])

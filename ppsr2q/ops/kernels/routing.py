@@ -24,7 +24,7 @@ def route(logits):
     logits = native.contiguous(logits)
     _check_rank("route", "logits", logits)
     batch, tokens, classes = logits.shape
-    routing = Routing(*(paddle.empty([batch, tokens], "int32") for _ in range(3)))
+    routing = Routing(*(native.empty([batch, tokens], paddle.int32) for _ in range(3)))
     run = native.function("route", POINTER, SIZE, SIZE, INT, POINTER, POINTER, POINTER)
     status = run(pointer(logits), batch, tokens, classes, *map(pointer, routing))
     native.check(status, "route", {"logits": logits})
@@ -75,7 +75,7 @@ def gather_rows(x, order, inverse, residual=None):
 
 def _prompt(table, index):
     classes, width = table.shape
-    prompt = paddle.empty([*index.shape, width])
+    prompt = native.empty([*index.shape, width])
     run = native.function("routed_prompt_forward", POINTER, POINTER, SIZE, INT, INT, POINTER)
     status = run(pointer(table), pointer(index), math.prod(index.shape), classes, width, pointer(prompt))
     native.check(status, "routed_prompt", {})

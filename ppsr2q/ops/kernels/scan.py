@@ -16,7 +16,7 @@ _COMMON = (POINTER,) * 8 + (INT, SIZE, SIZE, INT, INT)
 def empty_checkpoints(u, states):
     """Memory for the states of every _CHUNK tokens, as both scans lay them out."""
     batch, length, channels = u.shape
-    return paddle.empty([batch, -(-length // _CHUNK), -(-channels // _ALIGN) * _ALIGN, states])
+    return native.empty([batch, -(-length // _CHUNK), -(-channels // _ALIGN) * _ALIGN, states])
 
 
 def _common_arguments(tensors, bounds, bits):
@@ -29,7 +29,7 @@ def _forward(tensors, bounds, bits, keep_checkpoints=False, return_states=False)
     count = tensors[2].shape[-1]
     y = paddle.empty_like(tensors[0])
     checkpoints = empty_checkpoints(tensors[0], count) if keep_checkpoints else None
-    states = paddle.empty([batch, length, channels, count]) if return_states else None
+    states = native.empty([batch, length, channels, count]) if return_states else None
     run = native.function("selective_scan_forward", *_COMMON, POINTER, POINTER, POINTER)
     status = run(*_common_arguments(tensors, bounds, bits), pointer(y), pointer(checkpoints), pointer(states))
     native.check(status, "selective_scan", dict(zip(_NAMES, tensors)), {"states": bounds})

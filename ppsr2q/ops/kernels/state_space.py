@@ -63,7 +63,7 @@ class _StateSpace(paddle.autograd.PyLayer):
         u, states = tensors[0], tensors[4].shape[1]
         grad = native.contiguous(grad)
         grads = [paddle.empty_like(t) for t in tensors]
-        grad_bounds = paddle.empty([len(POINTS), 2])
+        grad_bounds = native.empty([len(POINTS), 2])
         inputs = _inputs(tensors, bounds, ctx.bits)
         outputs = _Gradients(*map(pointer, grads), pointer(grad_bounds))
         run = native.function("state_space_backward", *_COMMON, POINTER, POINTER, POINTER)
