@@ -48,7 +48,7 @@ def driver(request, tmp_path_factory):
     if not _runs_here(request.param):
         pytest.skip(f"this processor has no {request.param}")
     try:
-        compiler = native.find_compiler()
+        compiler = native_build.find_compiler()
     except native.KernelsUnavailable as error:
         pytest.skip(str(error))
     output = tmp_path_factory.mktemp("simd") / "driver.so"

@@ -65,7 +65,9 @@ void parallel_tasks(std::int64_t tasks, std::size_t scratch_size, const Body& bo
     const std::size_t stride = (scratch_size + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
     Buffer scratch(stride * threads);
     std::atomic<std::int64_t> next(0);
+#if defined(_OPENMP)
 #pragma omp parallel num_threads(threads)
+#endif
     {
         float* own = scratch.data() + stride * thread_number();
         for (std::int64_t task = next++; task < tasks; task = next++) {

@@ -10,7 +10,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "simd.h"
+#include "../../../ops/csrc/simd.h"
 
 namespace ppsr2q {
 namespace runtime {

@@ -77,7 +77,18 @@ class AttentiveLayer {
 public:
     AttentiveLayer(const Source& source, const std::string& name, int shift);
 
-    // planes.x -> planes.x, with planes.features what comes from the other planes.
+    PlaneKinds kinds() const {
+        const bool gate_codes1 = feed_forward1_.gate_levels().on, gate_codes2 = feed_forward2_.gate_levels().on;
+        PlaneKinds kinds;
+        kinds.gate_floats = !gate_codes1 || !gate_codes2;
+        kinds.gate_codes = gate_codes1 || gate_codes2;
+        kinds.positional_codes = cpe_.input().on;
+        kinds.scan_floats = !scan_.reads_codes();
+        kinds.scan_codes = scan_.reads_codes();
+        return kinds;
+    }
+
+    // planes.x -> planes.x.
     void run(Planes& planes, Team& team) const {
         const std::int64_t windows =
             std::int64_t{planes.height / WINDOW} * (planes.width / WINDOW);
@@ -92,7 +103,7 @@ public:
         team.run(SelectiveScan::tasks(scan_.reads_codes()),
                  [&](std::int64_t task, int) { scan_(planes.scan, planes.tokens(), task, planes.y); });
         team.run(planes.height,
-                 [&](std::int64_t y, int thread) { mix_channels(planes, static_cast<int>(y)); (void)thread; });
+                 [&](std::int64_t y, int) { mix_channels(planes, static_cast<int>(y)); });
         team.run(planes.height, [&](std::int64_t y, int thread) {
             finish(planes, static_cast<int>(y), planes.scratch(thread));
         });
@@ -160,20 +171,21 @@ inline AttentiveLayer::AttentiveLayer(const Source& source, const std::string& n
 
 // Q(Q(embeddingB) Q(embeddingA)); the one-hot matrix in front of it picks rows exactly.
 inline std::vector<float> AttentiveLayer::prompt_table(const Source& source, const std::string& name) {
+    const std::string point = name + ".assm.points.prompt_table";
+    if (source.folded(point)) {
+        return source.point(point, CLASSES * STATES);
+    }
     const std::vector<float> A =
         source.weight(name + ".embeddingA.weight", name + ".points.embeddingA", INNER_RANK * STATES).values;
     const std::vector<float> B = source.weight(name + ".assm.embeddingB.weight",
                                                name + ".assm.points.embeddingB", CLASSES * INNER_RANK)
                                      .values;
-    const Levels levels = source.quantizer(name + ".assm.points.prompt_table");
-    std::vector<float> table(CLASSES * STATES);
+    std::vector<float> table(CLASSES * STATES, 0.0f);
     for (int c = 0; c < CLASSES; c++) {
-        for (int n = 0; n < STATES; n++) {
-            float sum = 0.0f;
-            for (int k = 0; k < INNER_RANK; k++) {
-                sum += B[c * INNER_RANK + k] * A[k * STATES + n];
+        for (int k = 0; k < INNER_RANK; k++) {
+            for (int n = 0; n < STATES; n++) {
+                table[c * STATES + n] += B[c * INNER_RANK + k] * A[k * STATES + n];
             }
-            table[c * STATES + n] = levels.on ? levels.value(levels.code(sum)) : sum;
         }
     }
     return table;
@@ -192,8 +204,8 @@ inline void AttentiveLayer::attend(Planes& planes, std::int64_t task, Scratch& s
         q_(normed, BLOCK, [&](int row, int column, vf sums) {
             store(q + row * CHANNELS + column, sums * q_scale);
         });
-        k_(normed, BLOCK, rows.k + first * CHANNELS);
-        v_(normed, BLOCK, rows.v + first * CHANNELS);
+        k_.write(normed, BLOCK, rows.k + first * CHANNELS);
+        v_.write(normed, BLOCK, rows.v + first * CHANNELS);
     }
     attention_.quantize(rows);
     attention_.attend(window, rows);
@@ -226,13 +238,13 @@ inline void AttentiveLayer::route(Planes& planes, int y, Scratch& scratch) const
         route0_(normed, count, [&](int row, int c, vf sums) {
             store(hidden + row * ROUTE_CHANNELS + c, gelu(sums));
         });
-        route2_(hidden, count, logits);
+        route2_.write(hidden, count, logits);
         for (int r = 0; r < count; r++) {
             // A class that does not exist (of logits that overflowed) must not become an index.
             planes.classes[token + r] =
                 static_cast<std::uint8_t>(std::max(first_maximum(logits + r * CLASSES, CLASSES), 0));
         }
-        in_proj_(normed, count, planes.y + token * CHANNELS);
+        in_proj_.write(normed, count, planes.y + token * CHANNELS);
         if (cpe_.input().on) {
             quantize_codes(planes.y + token * CHANNELS, count * CHANNELS, cpe_.input(),
                            planes.positional + token * CHANNELS);
@@ -276,14 +288,13 @@ inline void AttentiveLayer::project(Planes& planes, int y, Scratch& scratch) con
         } else {
             x_proj_(u, count, keep);
         }
-        // Rows of dt are padded with 0 to DT_WIDTH, a whole word of codes.
         for (int r = 0; r < count; r++) {
             std::copy_n(projected + r * PROJECTED, DT_RANK, dt + r * DT_RANK);
         }
         auto keep_delta = [&](int row, int c, vf sums) { store(delta + row * CHANNELS + c, sums); };
         if (dt_proj_.multiplies_codes()) {
             quantize_codes(dt, count * DT_RANK, dt_proj_.input(), dt_codes);
-            CodeBuffer padded_codes;
+            CodeBuffer padded_codes;  // rows of a whole word
             for (int r = 0; r < count; r++) {
                 std::copy_n(dt_codes + r * DT_RANK, DT_RANK, padded_codes + r * DT_WIDTH);
                 padded_codes[r * DT_WIDTH + DT_RANK] = 0;

@@ -204,7 +204,7 @@ public:
     }
 
     // y [count][outputs] for x [count][inputs].
-    void operator()(const float* x, int count, float* y) const {
+    void write(const float* x, int count, float* y) const {
         (*this)(x, count, [&](int row, int column, vf sums) {
             store_up_to(y + row * outputs_ + column, sums, outputs_ - column);
         });

@@ -14,7 +14,7 @@ namespace ppsr2q {
 namespace runtime {
 
 struct Parameter {              // C layout; runtime/library.py declares the same
-    const char* name;           // as in the Paddle network
+    const char* name;           // as in the Paddle network, or a folded point
     const float* values;        // count floats, or null where there are codes
     const std::uint8_t* codes;  // count codes of the parameter's quantizer, or null
     std::int64_t count;
@@ -91,6 +91,14 @@ public:
             weight.values[i] = weight.levels.value(p.codes[i]);
         }
         return weight;
+    }
+
+    // Whether the codes of a point stand for the parameters that it is computed from.
+    bool folded(const std::string& point) const { return parameters_.count(point) > 0; }
+
+    // The values of a folded point.
+    std::vector<float> point(const std::string& name, std::int64_t count) const {
+        return weight(name, name, count).values;
     }
 
 private:

@@ -82,18 +82,10 @@ public:
         : u_(source.quantizer(name + ".points.u")),
           delta_(source.quantizer(name + ".points.delta")),
           states_(source.quantizer(name + ".points.states")),
-          A_(source.floats(name + ".A_logs", CHANNELS * STATES)),
+          A_(decay_rates(source, name)),
           D_(source.floats(name + ".Ds", CHANNELS)),
-          bias_(source.floats(name + ".dt_projs_bias", CHANNELS)) {
-        const Levels A_levels = source.quantizer(name + ".points.A");
-        for (float& value : A_) {
-            value = -std::exp(value);
-            value = A_levels.on ? A_levels.value(A_levels.code(value)) : value;
-        }
-        const Levels bias_levels = source.quantizer(name + ".points.dt_bias");
-        for (float& value : bias_) {
-            value = bias_levels.on ? bias_levels.value(bias_levels.code(value)) : value;
-        }
+          bias_(source.folded(name + ".points.dt_bias") ? source.point(name + ".points.dt_bias", CHANNELS)
+                                                        : source.floats(name + ".dt_projs_bias", CHANNELS)) {
         if (reads_codes()) {
             fill_tables();
         }
@@ -122,6 +114,17 @@ public:
     }
 
 private:
+    static std::vector<float> decay_rates(const Source& source, const std::string& name) {
+        if (source.folded(name + ".points.A")) {
+            return source.point(name + ".points.A", CHANNELS * STATES);
+        }
+        std::vector<float> rates = source.floats(name + ".A_logs", CHANNELS * STATES);
+        for (float& rate : rates) {
+            rate = -std::exp(rate);
+        }
+        return rates;
+    }
+
     void fill_tables() {
         const int codes = delta_.top + 1;
         timesteps_.resize(CHANNELS * codes);
