@@ -1,21 +1,27 @@
-"""What ships: the packed file, its ONNX forms, and how to use it without Paddle."""
+"""What ships: the packed file, exporters for other engines, and the integer runtime.
+
+Importing this package needs no Paddle.
+"""
 from __future__ import annotations
 
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
+
+from ppsr2q.core.files import PathLike
+
+if TYPE_CHECKING:
+    from ppsr2q.deploy.runtime import Runtime
 
 
-def load(path, threads: Optional[int] = None):
-    """A packed model (``tools/export.py --format packed``) ready to run in ONNX Runtime.
+def load(path: PathLike, threads: Optional[int] = None) -> "Runtime":
+    """A packed model (``tools/export.py --format packed``), ready to ``upscale`` images on the CPU.
 
     Args:
-        threads: of the engine; None: all processors.
-
-    Returns:
-        :class:`ppsr2q.deploy.onnx_export.OnnxUpscaler`: ``load(path).upscale(image)``, ``.scale``.
+        threads: of one call, default: all processors that this process may use.
 
     Raises:
-        UserError: damaged file, a missing package, or fewer than one thread.
+        UserError: a file that is missing, damaged or of another kind; threads out of range; no compiler to build the
+            runtime with.
     """
-    from ppsr2q.deploy.onnx_export import load_upscaler
     from ppsr2q.deploy.packed import read_packed
-    return load_upscaler(read_packed(path), threads)
+    from ppsr2q.deploy.runtime import Runtime
+    return Runtime(read_packed(path), threads)
