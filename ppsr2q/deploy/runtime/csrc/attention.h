@@ -17,7 +17,8 @@ namespace runtime {
 constexpr float LOG2_E = 1.44269504f;
 constexpr float SMALLEST_POWER = -100.0f;  // of 2: softmax clips there, and nothing gets denormal
 constexpr int BIAS_SIDE = 2 * WINDOW - 1;
-constexpr int SUM_CHAINS = 4;  // partial sums of a softmax, so that additions need not wait for each other
+constexpr int MIX_CHANNELS = 6;  // of the mixed values that are summed together: as many as registers hold
+constexpr int SUM_CHAINS = 2;  // partial sums of a softmax, so that additions need not wait for each other
 
 // 2^x for |x| < 126: a minimax polynomial around the nearest whole number (relative error 8e-8).
 inline vf exp2_in_range(vf x) {
@@ -47,6 +48,7 @@ struct alignas(ALIGNMENT) AttentionRows {
     float key_terms[WINDOW_TOKENS];
     float value_terms[HEAD_CHANNELS];
     float scores[WINDOW_TOKENS * LANES];  // [key][query of one vector]
+    std::int32_t map_words[WINDOW_TOKENS / 2 * LANES];
     float mixed[HEAD_CHANNELS * LANES];   // [channel][query of one vector]
 };
 
@@ -222,7 +224,7 @@ private:
                 store(p, e);
             }
         }
-        return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+        return sums[0] + sums[1];
     }
 
     // ---------------------------------------------------------------- values
@@ -278,30 +280,44 @@ private:
     // sum over keys of (s p + a)(t v + b) = s t sum p v + s b sum p + [a t sum v + keys a b].
     template <class Dot>
     void mix_codes(vf inverse_sum, AttentionRows& rows) const {
-        vi sums[HEAD_CHANNELS] = {};
-        vi map_sum = {};
+        const vf map_sum = to_float(map_words<Dot>(inverse_sum, rows)) * map_.step;
+        const SignedCodes values(v_, mix_bytes_);
+        const float scale = map_.step * v_.step;
+        for (int first = 0; first < HEAD_CHANNELS; first += MIX_CHANNELS) {
+            vi sums[MIX_CHANNELS] = {};
+            for (int group = 0; group < WINDOW_TOKENS / Dot::GROUP; group++) {
+                const vi word = load_words(rows.map_words + group * LANES);
+                const std::int32_t* v = rows.v_words + group * HEAD_CHANNELS + first;
+#pragma GCC unroll 6
+                for (int c = 0; c < MIX_CHANNELS; c++) {
+                    sums[c] = Dot::add(sums[c], word, broadcast_word(v[c]));
+                }
+            }
+            for (int c = 0; c < MIX_CHANNELS; c++) {
+                store(rows.mixed + (first + c) * LANES,
+                      to_float(Dot::finish(sums[c])) * scale +
+                          (map_sum * values.lower + rows.value_terms[first + c]));
+            }
+        }
+    }
+
+    // Codes of the map, as words of neighbouring keys; returns their sums.
+    template <class Dot>
+    vi map_words(vf inverse_sum, AttentionRows& rows) const {
         const vi ones = broadcast_word(make_word<Dot>([](int) { return 1; }));
         const vf scale = inverse_sum * map_.inverse_step;
         const vf offset = broadcast(-map_.lower * map_.inverse_step);
+        vi sum = {};
         for (int group = 0; group < WINDOW_TOKENS / Dot::GROUP; group++) {
-            vi codes[Dot::GROUP];
+            vf places[Dot::GROUP];
             for (int i = 0; i < Dot::GROUP; i++) {
-                const vf place = load(rows.scores + (group * Dot::GROUP + i) * LANES) * scale + offset;
-                codes[i] = to_nearest(
-                    at_least(at_most(place, broadcast(static_cast<float>(map_.top))), vf{}));
+                places[i] = load(rows.scores + (group * Dot::GROUP + i) * LANES) * scale + offset;
             }
-            const vi word = join_words<Dot>(codes);
-            map_sum = Dot::add(map_sum, word, ones);
-            for (int c = 0; c < HEAD_CHANNELS; c++) {
-                sums[c] = Dot::add(sums[c], word, broadcast_word(rows.v_words[group * HEAD_CHANNELS + c]));
-            }
+            const vi word = round_to_words<Dot>(places, map_.top);
+            store_words(rows.map_words + group * LANES, word);
+            sum = Dot::add(sum, word, ones);
         }
-        const SignedCodes values(v_, mix_bytes_);
-        const vf weight_sum = to_float(Dot::finish(map_sum)) * map_.step;
-        for (int c = 0; c < HEAD_CHANNELS; c++) {
-            store(rows.mixed + c * LANES, to_float(Dot::finish(sums[c])) * (map_.step * v_.step) +
-                                              (weight_sum * values.lower + rows.value_terms[c]));
-        }
+        return Dot::finish(sum);
     }
 
     Levels q_, k_, v_, map_;

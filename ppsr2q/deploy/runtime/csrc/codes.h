@@ -142,8 +142,8 @@ struct SignedCodes {
         : shift(bytes && levels.top > 127 ? 128 : 0), lower(levels.value(shift)) {}
 };
 
-#if defined(__AVX512VNNI__) || defined(__AVX512BW__) || (defined(__AVX2__) && !defined(__AVX512F__))
-constexpr bool HAS_BYTES = true;
+#if defined(__AVX512BW__) || (defined(__AVX2__) && !defined(__AVX512F__))
+#define PPSR2Q_BYTE_DOT
 
 struct ByteDot {
     static constexpr int GROUP = 4;
@@ -175,8 +175,6 @@ struct ByteDot {
 #endif
 #endif
 };
-#else
-constexpr bool HAS_BYTES = false;
 #endif
 
 struct WordDot {
@@ -199,7 +197,7 @@ struct WordDot {
 
 // The narrowest way to multiply two tensors whose products are summed over depth.
 inline bool bytes_fit(const Levels& unsigned_codes, const Levels& signed_codes, int depth) {
-#if defined(__AVX512VNNI__) || defined(__AVX512BW__) || (defined(__AVX2__) && !defined(__AVX512F__))
+#if defined(PPSR2Q_BYTE_DOT)
     return ByteDot::fits(unsigned_codes, signed_codes, depth);
 #else
     (void)unsigned_codes, (void)signed_codes, (void)depth;
@@ -210,7 +208,7 @@ inline bool bytes_fit(const Levels& unsigned_codes, const Levels& signed_codes, 
 // Calls body(ByteDot()) or body(WordDot()).
 template <class Body>
 inline void with_dot(bool bytes, const Body& body) {
-#if defined(__AVX512VNNI__) || defined(__AVX512BW__) || (defined(__AVX2__) && !defined(__AVX512F__))
+#if defined(PPSR2Q_BYTE_DOT)
     if (bytes) {
         body(ByteDot());
         return;
@@ -240,6 +238,26 @@ inline vi join_words(const vi (&codes)[Dot::GROUP]) {
         word |= codes[i] << (32 / Dot::GROUP * i);
     }
     return word;
+}
+
+// GROUP vectors of places of codes, |place| < 2^31, -> words of the nearest codes in [0, top].
+template <class Dot>
+inline vi round_to_words(const vf (&places)[Dot::GROUP], int top) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    if constexpr (Dot::GROUP == 4) {
+        const __m256i bytes = pack_bytes(to_nearest(places[0]), to_nearest(places[1]), to_nearest(places[2]),
+                                         to_nearest(places[3]));
+        const __m256i interleaved = _mm256_shuffle_epi8(
+            bytes, _mm256_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15,  //
+                                    0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+        return (vi)_mm256_min_epu8(interleaved, _mm256_set1_epi8(static_cast<char>(top)));
+    }
+#endif
+    vi codes[Dot::GROUP];
+    for (int i = 0; i < Dot::GROUP; i++) {
+        codes[i] = to_nearest(at_least(at_most(places[i], broadcast(static_cast<float>(top))), vf{}));
+    }
+    return join_words<Dot>(codes);
 }
 
 }  // namespace runtime

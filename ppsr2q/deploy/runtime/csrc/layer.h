@@ -28,10 +28,10 @@ namespace runtime {
 class FeedForward {
 public:
     FeedForward(const Source& source, const std::string& name, const std::string& norm)
-        : norm_(source, norm, CHANNELS),
+        : norm_(source, norm),
           fc1_(Linear::named(source, name + ".fc1", Layout::INPUT_FIRST, CHANNELS, CHANNELS)),
-          gate_norm_(source, name + ".sg.norm", GATE_CHANNELS),
-          conv_(source, name + ".sg.conv", GATE_CHANNELS, 5),
+          gate_norm_(source, name + ".sg.norm"),
+          conv_(source, name + ".sg.conv"),
           fc2_(Linear::named(source, name + ".fc2", Layout::INPUT_FIRST, GATE_CHANNELS, CHANNELS)) {}
 
     const Levels& gate_levels() const { return conv_.input(); }
@@ -44,7 +44,7 @@ public:
             store(hidden + row * CHANNELS + column, gelu(sums));
         });
         for (int r = 0; r < count; r++) {
-            std::copy_n(hidden + r * CHANNELS, GATE_CHANNELS, rows.values + r * GATE_CHANNELS);
+            copy_floats(hidden + r * CHANNELS, GATE_CHANNELS, rows.values + r * GATE_CHANNELS);
         }
         gate_norm_(hidden + GATE_CHANNELS, CHANNELS, count, rows.gates);
         if (gate_levels().on) {
@@ -66,10 +66,10 @@ public:
     }
 
 private:
-    Norm norm_;
+    Norm<CHANNELS> norm_;
     Linear fc1_;
-    Norm gate_norm_;
-    Depthwise conv_;
+    Norm<GATE_CHANNELS> gate_norm_;
+    Depthwise<GATE_CHANNELS, 5> conv_;
     Linear fc2_;
 };
 
@@ -120,19 +120,19 @@ private:
     static std::vector<float> prompt_table(const Source& source, const std::string& name);
 
     int shift_;
-    Norm norm1_;
+    Norm<CHANNELS> norm1_;
     Linear q_, k_, v_, proj_;
     WindowAttention attention_;
     FeedForward feed_forward1_;
     std::vector<float> scale1_;
-    Norm norm3_;
+    Norm<CHANNELS> norm3_;
     Linear route0_, route2_, in_proj_;
-    Depthwise cpe_;
+    Depthwise<CHANNELS, 3> cpe_;
     std::vector<float> prompts_;  // [class][state]
     SelectiveScan scan_;
     Linear x_proj_, dt_proj_;
     Levels B_, C_;
-    Norm out_norm_;
+    Norm<CHANNELS> out_norm_;
     Linear out_proj_;
     FeedForward feed_forward2_;
     std::vector<float> scale2_;
@@ -140,7 +140,7 @@ private:
 
 inline AttentiveLayer::AttentiveLayer(const Source& source, const std::string& name, int shift)
     : shift_(shift),
-      norm1_(source, name + ".norm1", CHANNELS),
+      norm1_(source, name + ".norm1"),
       q_(Linear::named(source, name + ".q", Layout::INPUT_FIRST, CHANNELS, CHANNELS)),
       k_(Linear::named(source, name + ".k", Layout::INPUT_FIRST, CHANNELS, CHANNELS)),
       v_(Linear::named(source, name + ".v", Layout::INPUT_FIRST, CHANNELS, CHANNELS)),
@@ -148,11 +148,11 @@ inline AttentiveLayer::AttentiveLayer(const Source& source, const std::string& n
       attention_(source, name + ".win_mhsa"),
       feed_forward1_(source, name + ".convffn1", name + ".norm2"),
       scale1_(source.floats(name + ".scale1", CHANNELS)),
-      norm3_(source, name + ".norm3", CHANNELS),
+      norm3_(source, name + ".norm3"),
       route0_(Linear::named(source, name + ".assm.route.0", Layout::INPUT_FIRST, CHANNELS, ROUTE_CHANNELS)),
       route2_(Linear::named(source, name + ".assm.route.2", Layout::INPUT_FIRST, ROUTE_CHANNELS, CLASSES)),
       in_proj_(Linear::named(source, name + ".assm.in_proj.0", Layout::OUTPUT_FIRST, CHANNELS, CHANNELS)),
-      cpe_(source, name + ".assm.CPE.0", CHANNELS, 3),
+      cpe_(source, name + ".assm.CPE.0"),
       prompts_(prompt_table(source, name)),
       scan_(source, name + ".assm.selectiveScan"),
       x_proj_(source.weight(name + ".assm.selectiveScan.x_proj_weight",
@@ -164,7 +164,7 @@ inline AttentiveLayer::AttentiveLayer(const Source& source, const std::string& n
                source.quantizer(name + ".assm.selectiveScan.points.dt"), {}),
       B_(source.quantizer(name + ".assm.selectiveScan.points.B")),
       C_(source.quantizer(name + ".assm.selectiveScan.points.C")),
-      out_norm_(source, name + ".assm.out_norm", CHANNELS),
+      out_norm_(source, name + ".assm.out_norm"),
       out_proj_(Linear::named(source, name + ".assm.out_proj", Layout::INPUT_FIRST, CHANNELS, CHANNELS)),
       feed_forward2_(source, name + ".convffn2", name + ".norm4"),
       scale2_(source.floats(name + ".scale2", CHANNELS)) {}
@@ -201,7 +201,7 @@ inline void AttentiveLayer::attend(Planes& planes, std::int64_t task, Scratch& s
         planes.gather(window, first, planes.x, x);
         norm1_(x, CHANNELS, BLOCK, normed);
         float* q = rows.q + first * CHANNELS;
-        q_(normed, BLOCK, [&](int row, int column, vf sums) {
+        q_(normed, BLOCK, [=](int row, int column, vf sums) {
             store(q + row * CHANNELS + column, sums * q_scale);
         });
         k_.write(normed, BLOCK, rows.k + first * CHANNELS);
@@ -327,8 +327,8 @@ inline void AttentiveLayer::project(Planes& planes, int y, Scratch& scratch) con
                 std::copy_n(u_codes + r * CHANNELS, CHANNELS, scan.u_codes + to * CHANNELS);
                 std::copy_n(delta_codes + r * CHANNELS, CHANNELS, scan.delta_codes + to * CHANNELS);
             } else {
-                std::copy_n(u + r * CHANNELS, CHANNELS, scan.u + to * CHANNELS);
-                std::copy_n(delta + r * CHANNELS, CHANNELS, scan.delta + to * CHANNELS);
+                copy_floats(u + r * CHANNELS, CHANNELS, scan.u + to * CHANNELS);
+                copy_floats(delta + r * CHANNELS, CHANNELS, scan.delta + to * CHANNELS);
             }
         }
     }
@@ -341,7 +341,7 @@ inline void AttentiveLayer::mix_channels(Planes& planes, int y) const {
         const int count = std::min(BLOCK, planes.width - column);
         const std::int64_t token = std::int64_t{y} * planes.width + column;
         for (int r = 0; r < count; r++) {
-            std::copy_n(planes.y + planes.position[token + r] * std::int64_t{CHANNELS}, CHANNELS,
+            copy_floats(planes.y + planes.position[token + r] * std::int64_t{CHANNELS}, CHANNELS,
                         scanned + r * CHANNELS);
         }
         out_norm_(scanned, CHANNELS, count, normed);

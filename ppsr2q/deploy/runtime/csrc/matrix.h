@@ -2,12 +2,12 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "../../../ops/csrc/linear.h"
-#include "../../../ops/csrc/norm.h"
 #include "codes.h"
 #include "source.h"
 
@@ -72,18 +72,18 @@ public:
     }
 
     // epilogue(row, column, sums) for every row of codes [count][stride], a vector of columns at a time. Rows are
-    // padded with 0 to whole words.
+    // padded with 0 to whole words, count is a multiple of CODE_TILE_ROWS.
     template <class Epilogue>
     void multiply(const std::uint8_t* codes, int stride, int count, const Epilogue& epilogue) const {
         with_dot(bytes_, [&](auto dot) {
             using Dot = decltype(dot);
             for (int first = 0; first < count; first += CODE_TILE_ROWS) {
                 const std::uint8_t* rows[CODE_TILE_ROWS];
-                vf offsets[CODE_TILE_ROWS];
-                std::int16_t wide[CODE_TILE_ROWS * MOST_COLUMNS];
-                for (int r = 0; r < CODE_TILE_ROWS; r++) {  // rows that do not exist repeat the last
-                    rows[r] = codes + std::min(first + r, count - 1) * stride;
-                    offsets[r] = broadcast(row_scale_ * static_cast<float>(sum_codes(rows[r], depth_)));
+                float offsets[CODE_TILE_ROWS];
+                std::int16_t wide[Dot::GROUP == 2 ? CODE_TILE_ROWS * MOST_COLUMNS : 1];
+                for (int r = 0; r < CODE_TILE_ROWS; r++) {
+                    rows[r] = codes + (first + r) * stride;
+                    offsets[r] = row_scale_ * static_cast<float>(sum_codes(rows[r], depth_));
                     if (Dot::GROUP == 2) {
                         std::int16_t* to = wide + r * MOST_COLUMNS;
                         std::copy(rows[r], rows[r] + words_ * Dot::GROUP, to);
@@ -93,9 +93,9 @@ public:
                 for (int column = 0; column < padded(columns_); column += CODE_PANEL * LANES) {
                     const std::int32_t* panel = memory_.data() + static_cast<std::size_t>(column) * words_;
                     if (vectors(column) == CODE_PANEL) {
-                        tile<Dot, CODE_PANEL>(rows, panel, offsets, first, count, column, epilogue);
+                        tile<Dot, CODE_PANEL>(rows, panel, offsets, first, column, epilogue);
                     } else {
-                        tile<Dot, 1>(rows, panel, offsets, first, count, column, epilogue);
+                        tile<Dot, 1>(rows, panel, offsets, first, column, epilogue);
                     }
                 }
             }
@@ -107,8 +107,7 @@ private:
 
     template <class Dot, int VECTORS, class Epilogue>
     void tile(const std::uint8_t* const (&rows)[CODE_TILE_ROWS], const std::int32_t* panel,
-              const vf (&offsets)[CODE_TILE_ROWS], int first, int count, int column,
-              const Epilogue& epilogue) const {
+              const float (&offsets)[CODE_TILE_ROWS], int first, int column, const Epilogue& epilogue) const {
         vi sums[CODE_TILE_ROWS][VECTORS] = {};
         for (int word = 0; word < words_; word++) {
             vi weights[VECTORS];
@@ -124,14 +123,16 @@ private:
                 }
             }
         }
+        const float scale = scale_;
+        vf constants[VECTORS];
+        for (int v = 0; v < VECTORS; v++) {
+            constants[v] = load(constants_.data() + column + v * LANES);
+        }
 #pragma GCC unroll 4
         for (int r = 0; r < CODE_TILE_ROWS; r++) {
-            if (first + r < count) {
-                for (int v = 0; v < VECTORS; v++) {
-                    const int at = column + v * LANES;
-                    const vf product = to_float(Dot::finish(sums[r][v])) * scale_;
-                    epilogue(first + r, at, product + (load(constants_.data() + at) + offsets[r]));
-                }
+            for (int v = 0; v < VECTORS; v++) {
+                const vf product = to_float(Dot::finish(sums[r][v])) * scale;
+                epilogue(first + r, column + v * LANES, product + (constants[v] + offsets[r]));
             }
         }
     }
@@ -205,8 +206,9 @@ public:
 
     // y [count][outputs] for x [count][inputs].
     void write(const float* x, int count, float* y) const {
-        (*this)(x, count, [&](int row, int column, vf sums) {
-            store_up_to(y + row * outputs_ + column, sums, outputs_ - column);
+        const int outputs = outputs_;
+        (*this)(x, count, [=](int row, int column, vf sums) {
+            store_up_to(y + row * outputs + column, sums, outputs - column);
         });
     }
 
@@ -219,26 +221,55 @@ private:
     std::unique_ptr<detail::PackedMatrix> floats_;
 };
 
-// LayerNorm of rows of floats.
+// LayerNorm of rows of SIZE channels, held in registers.
+template <int SIZE>
 class Norm {
 public:
-    Norm(const Source& source, const std::string& name, int channels)
-        : channels_(channels),
-          rows_(source.floats(name + ".weight", channels).data(), source.floats(name + ".bias", channels).data(),
-                1e-5f, channels) {}
+    Norm(const Source& source, const std::string& name)
+        : scale_(source.floats(name + ".weight", SIZE)), shift_(source.floats(name + ".bias", SIZE)) {
+        scale_.resize(padded(SIZE));
+        shift_.resize(padded(SIZE));
+    }
 
-    // y [count][channels] from rows of x, stride apart.
+    // y [count][SIZE] from rows of x, stride apart. The last vector of each row may reach into the next.
     void operator()(const float* x, int stride, int count, float* y) const {
+        constexpr int vectors = padded(SIZE) / LANES;
+        constexpr float epsilon = 1e-5f;
         for (int r = 0; r < count; r++) {
-            rows_.standardize(x + static_cast<std::int64_t>(r) * stride, y + r * channels_);
-            rows_.scale_and_shift(y + r * channels_, y + r * channels_);
+            const float* row = x + static_cast<std::int64_t>(r) * stride;
+            vf values[vectors];
+            vf total = {};
+            for (int v = 0; v < vectors; v++) {
+                values[v] = load_up_to(row + v * LANES, SIZE - v * LANES);
+                total += values[v];
+            }
+            const float mean = sum(total) / SIZE;
+            vf squares = {};
+            for (int v = 0; v < vectors; v++) {
+                values[v] -= mean;
+                if (SIZE < (v + 1) * LANES) {
+                    values[v] = first_lanes(values[v], SIZE - v * LANES);
+                }
+                squares += values[v] * values[v];
+            }
+            const float inverse = 1.0f / std::sqrt(sum(squares) / SIZE + epsilon);
+            for (int v = 0; v < vectors; v++) {
+                store(y + r * SIZE + v * LANES, values[v] * inverse * load(scale_.data() + v * LANES) +
+                                                    load(shift_.data() + v * LANES));
+            }
         }
     }
 
 private:
-    int channels_;
-    RowNorm rows_;
+    std::vector<float> scale_, shift_;
 };
+
+// Copies rows of whole vectors; the library's function costs more than a row.
+inline void copy_floats(const float* from, int count, float* to) {
+    for (int i = 0; i < count; i += LANES) {
+        store(to + i, load(from + i));
+    }
+}
 
 }  // namespace runtime
 }  // namespace ppsr2q

@@ -22,8 +22,8 @@ public:
     Network(const Source& source, int scale)
         : scale_(scale),
           conv_first_(source, "conv_first", COLORS, CHANNELS),
-          patch_norm_(source, "patch_embed.norm", CHANNELS),
-          norm_(source, "norm", CHANNELS),
+          patch_norm_(source, "patch_embed.norm"),
+          norm_(source, "norm"),
           conv_after_body_(source, "conv_after_body", CHANNELS, CHANNELS),
           upsample_(source, "upsample.0", CHANNELS, COLORS * scale * scale) {
         for (int stage = 0; stage < STAGES; stage++) {
@@ -156,11 +156,11 @@ private:
 
     int scale_;
     Convolution3x3 conv_first_;
-    Norm patch_norm_;
+    Norm<CHANNELS> patch_norm_;
     std::vector<std::unique_ptr<AttentiveLayer>> layers_;
     std::vector<Convolution3x3> stage_convs_;
     PlaneKinds kinds_;
-    Norm norm_;
+    Norm<CHANNELS> norm_;
     Convolution3x3 conv_after_body_;
     Convolution3x3 upsample_;
 };

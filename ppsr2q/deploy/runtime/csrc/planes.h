@@ -87,13 +87,13 @@ public:
     // Rows [BLOCK][CHANNELS] of the tokens first to first + BLOCK of a window.
     void gather(const Window& window, int first, const float* plane, float* rows) const {
         for_each_run(window, first, [&](int row, std::int64_t token, int count) {
-            std::copy_n(plane + token * CHANNELS, count * CHANNELS, rows + row * CHANNELS);
+            copy_floats(plane + token * CHANNELS, count * CHANNELS, rows + row * CHANNELS);
         });
     }
 
     void scatter(const Window& window, int first, const float* rows, float* plane) const {
         for_each_run(window, first, [&](int row, std::int64_t token, int count) {
-            std::copy_n(rows + row * CHANNELS, count * CHANNELS, plane + token * CHANNELS);
+            copy_floats(rows + row * CHANNELS, count * CHANNELS, plane + token * CHANNELS);
         });
     }
 
@@ -107,11 +107,11 @@ public:
     void keep_gates(std::int64_t token, int count, int row, const GateRows& rows, bool codes) const {
         const std::int64_t to = token * GATE_CHANNELS;
         const int from = row * GATE_CHANNELS;
-        std::copy_n(rows.values + from, count * GATE_CHANNELS, values + to);
+        copy_floats(rows.values + from, count * GATE_CHANNELS, values + to);
         if (codes) {
             std::copy_n(rows.codes + from, count * GATE_CHANNELS, gate_codes + to);
         } else {
-            std::copy_n(rows.gates + from, count * GATE_CHANNELS, gates + to);
+            copy_floats(rows.gates + from, count * GATE_CHANNELS, gates + to);
         }
     }
 

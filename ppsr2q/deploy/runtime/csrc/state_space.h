@@ -2,7 +2,7 @@
 // them are tables made with the model, and no exponential is left to compute. Where one of them is not quantized, the
 // kernel of ops computes instead.
 //
-// The states of a channel fill a vector; a task runs the recurrence of eight channels.
+// The states of a channel fill a vector; a task runs the recurrence of four channels, as many as registers hold.
 #pragma once
 
 #include <cmath>
@@ -18,12 +18,13 @@
 namespace ppsr2q {
 namespace runtime {
 
-constexpr int SCAN_CHANNELS = 8;  // of a task
+constexpr int SCAN_CHANNELS = 4;  // of a task
 constexpr int SCAN_TASKS = CHANNELS / SCAN_CHANNELS;
 
 typedef float vs __attribute__((vector_size(STATES * 4)));  // the states of one channel
 typedef float vs_unaligned __attribute__((vector_size(STATES * 4), aligned(4), may_alias));
 typedef std::int32_t vs_int __attribute__((vector_size(STATES * 4)));
+typedef float vsum __attribute__((vector_size(SCAN_CHANNELS * 4)));  // a number a channel of a task
 
 // The operands of one scan, in scan order.
 struct ScanPlanes {
@@ -39,14 +40,16 @@ namespace detail {
 
 inline vs load_states(const float* p) { return *reinterpret_cast<const vs_unaligned*>(p); }
 
-// x clipped to [0, top].
-inline vs clip_states(vs x, float top) {
+// The code nearest to x, ties to even, as a float.
+inline vs nearest_code(vs x, float top) {
 #if defined(__AVX__)
     const __m256 clipped = _mm256_min_ps((__m256)x, _mm256_set1_ps(top));
-    return (vs)_mm256_max_ps(clipped, _mm256_setzero_ps());
+    return (vs)_mm256_round_ps(_mm256_max_ps(clipped, _mm256_setzero_ps()),
+                               _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
     x = x > top ? vs{} + top : x;
-    return x < 0.0f ? vs{} : x;
+    x = x < 0.0f ? vs{} : x;
+    return (x + ROUNDING) - ROUNDING;
 #endif
 }
 
@@ -60,18 +63,15 @@ inline vs pick_states(vs a, vs b, std::integer_sequence<int, I...>) {
 #endif
 }
 
-// Lane i of the result is the sum of the lanes of x[i]; overwrites x.
-template <int H = STATES / 2>
-inline vs sum_states(vs* x) {
-    if constexpr (H == 0) {
-        return x[0];
-    } else {
-        constexpr auto lanes = std::make_integer_sequence<int, STATES>();
-        for (int i = 0; i < H; i++) {
-            x[i] = pick_states<H, 0, 0>(x[i], x[i + H], lanes) + pick_states<H, H, H>(x[i], x[i + H], lanes);
-        }
-        return sum_states<H / 2>(x);
-    }
+// Lane i of the result is the sum of the lanes of x[i].
+inline vsum sum_states(const vs (&x)[SCAN_CHANNELS]) {
+    constexpr auto lanes = std::make_integer_sequence<int, STATES>();
+    const vs a = pick_states<2, 0, 0>(x[0], x[2], lanes) + pick_states<2, 2, 2>(x[0], x[2], lanes);
+    const vs b = pick_states<2, 0, 0>(x[1], x[3], lanes) + pick_states<2, 2, 2>(x[1], x[3], lanes);
+    const vs c = pick_states<1, 0, 0>(a, b, lanes) + pick_states<1, 1, 1>(a, b, lanes);
+    vsum halves[2];
+    std::memcpy(halves, &c, sizeof(c));
+    return halves[0] + halves[1];
 }
 
 }  // namespace detail
@@ -100,7 +100,8 @@ public:
     // y [tokens][CHANNELS] of the channels of one task. Tasks that follow each other share no line of y.
     void operator()(const ScanPlanes& planes, std::int64_t tokens, std::int64_t task, float* y) const {
         if (reads_codes()) {
-            const int group = static_cast<int>(task * 2 % SCAN_TASKS + task * 2 / SCAN_TASKS);
+            constexpr int apart = ALIGNMENT / (4 * SCAN_CHANNELS);  // tasks whose channels fill a line
+            const int group = static_cast<int>(task * apart % SCAN_TASKS + task * apart / SCAN_TASKS);
             states_.on ? run<true>(planes, tokens, group, y) : run<false>(planes, tokens, group, y);
             return;
         }
@@ -126,6 +127,14 @@ private:
     }
 
     void fill_tables() {
+        for (int code = 0; code <= u_.top; code++) {
+            values_.push_back(u_.value(code));
+        }
+        for (int channel = 0; channel < CHANNELS; channel++) {
+            for (const float value : values_) {
+                skips_.push_back(D_[channel] * value);
+            }
+        }
         const int codes = delta_.top + 1;
         timesteps_.resize(CHANNELS * codes);
         decays_.resize(static_cast<std::size_t>(CHANNELS) * codes * STATES + LANES);
@@ -145,35 +154,39 @@ private:
     template <bool QUANTIZED>
     void run(const ScanPlanes& planes, std::int64_t tokens, int group, float* y) const {
         const int first = group * SCAN_CHANNELS;
-        const int codes = delta_.top + 1;
-        const float* decays = decays_.data() + static_cast<std::size_t>(first) * codes * STATES;
-        const float* timesteps = timesteps_.data() + first * codes;
-        const vs D = detail::load_states(D_.data() + first);
+        const int deltas = delta_.top + 1;
+        const int us = u_.top + 1;
+        const float* decays = decays_.data() + static_cast<std::size_t>(first) * deltas * STATES;
+        const float* timesteps = timesteps_.data() + first * deltas;
+        const float* values = values_.data();
+        const float* skips = skips_.data() + first * us;
         const float inverse_step = states_.inverse_step;
-        const float place_offset = -states_.lower * inverse_step;
+        const float offset = -states_.lower * inverse_step;
         const float top = static_cast<float>(states_.top);
+        const float step = states_.step;
+        const float lower = states_.lower;
         vs h[SCAN_CHANNELS] = {};
         for (std::int64_t t = 0; t < tokens; t++) {
-            const std::uint8_t* u_codes = planes.u_codes + t * CHANNELS + first;
-            const std::uint8_t* delta_codes = planes.delta_codes + t * CHANNELS + first;
+            const std::uint8_t* u = planes.u_codes + t * CHANNELS + first;
+            const std::uint8_t* delta = planes.delta_codes + t * CHANNELS + first;
             const vs B = detail::load_states(planes.B + t * STATES);
             const vs C = detail::load_states(planes.C + t * STATES);
-            vs u;
             vs products[SCAN_CHANNELS];
-#pragma GCC unroll 8
+#pragma GCC unroll 4
             for (int c = 0; c < SCAN_CHANNELS; c++) {
-                const int row = c * codes + delta_codes[c];
-                const float value = u_.value(u_codes[c]);
-                u[c] = value;
-                h[c] = detail::load_states(decays + row * STATES) * h[c] + timesteps[row] * value * B;
-                vs seen = h[c];
+                const int row = c * deltas + delta[c];
+                const float driven = timesteps[row] * values[u[c]];
+                h[c] = detail::load_states(decays + row * STATES) * h[c] + driven * B;
+                const vs skip = {skips[c * us + u[c]]};  // D u, in the first lane of the sum
                 if (QUANTIZED) {
-                    const vs place = detail::clip_states(h[c] * inverse_step + place_offset, top);
-                    seen = ((place + ROUNDING) - ROUNDING) * states_.step + states_.lower;
+                    const vs code = detail::nearest_code(h[c] * inverse_step + offset, top);
+                    products[c] = (code * step + lower) * C + skip;
+                } else {
+                    products[c] = h[c] * C + skip;
                 }
-                products[c] = seen * C;
             }
-            *reinterpret_cast<vs_unaligned*>(y + t * CHANNELS + first) = detail::sum_states(products) + D * u;
+            const vsum result = detail::sum_states(products);
+            std::memcpy(y + t * CHANNELS + first, &result, sizeof(result));
         }
     }
 
@@ -181,6 +194,8 @@ private:
     std::vector<float> A_, D_, bias_;
     std::vector<float> timesteps_;  // [channel][code of delta]
     std::vector<float> decays_;     // [channel][code of delta][state]
+    std::vector<float> values_;     // [code of u]
+    std::vector<float> skips_;      // [channel][code of u]: D u
 };
 
 }  // namespace runtime
