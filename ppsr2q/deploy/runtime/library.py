@@ -99,6 +99,8 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.ppsr2q_runtime_destroy.argtypes = [pointer]
     library.ppsr2q_runtime_upscale.argtypes = [pointer, pointer, integer, integer, integer, pointer]
     library.ppsr2q_runtime_run_layer.argtypes = [pointer, integer, integer, integer, integer, pointer]
+    library.ppsr2q_runtime_codes.restype = None
+    library.ppsr2q_runtime_codes.argtypes = [pointer, size, ctypes.c_float, ctypes.c_float, integer, pointer]
     return library
 
 

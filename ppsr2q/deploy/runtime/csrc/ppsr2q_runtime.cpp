@@ -79,3 +79,9 @@ PPSR2Q_API int ppsr2q_runtime_run_layer(const void* network, int index, int heig
         static_cast<const Network*>(network)->run_layer(index, height, width, team, tokens);
     });
 }
+
+// codes [count] of values, as every step quantizes them; for comparisons with the quantizer in Paddle.
+PPSR2Q_API void ppsr2q_runtime_codes(const float* values, int64_t count, float lower, float upper, int bits,
+                                     uint8_t* codes) {
+    ppsr2q::runtime::quantize_codes(values, count, ppsr2q::runtime::Levels(lower, upper, bits), codes);
+}
