@@ -10,7 +10,7 @@ import numpy as np
 import paddle
 
 from benchmarks import timing
-from benchmarks.speed_plan import PEER, SEED, SLOW, Case, Sources
+from benchmarks.speed_plan import PEER, SEED, Case, Sources
 from ppsr2q.core.config import load_config
 from ppsr2q.core.errors import UserError
 from ppsr2q.models import ARCHITECTURES
@@ -129,8 +129,7 @@ def peak_of(case: Case, variant: str, sources: Sources) -> int:
 
 def seconds_of(case: Case, variants: Sequence[str], rounds: int, sources: Sources) -> Dict[str, List[float]]:
     """Seconds of every call of every variant, interleaved."""
-    # where a call of a slow variant takes a few seconds, it takes its turns like the others
-    return timing.interleave(calls(case, variants, sources), rounds, () if case.shape == (1, 64, 64) else SLOW)
+    return timing.interleave(calls(case, variants, sources), rounds, case.once)
 
 
 def growth(sides: Sequence[int], rounds: int) -> Dict[str, float]:

@@ -28,8 +28,9 @@ class Case:
     Attributes:
         kind: ``forward`` (full precision, x4), ``rgt`` (a step of stage 1, x2) or ``osrc`` (of stage 2, x2).
         shape: batch, height and width in low-resolution pixels.
-        rounds: of a whole run; variants of :data:`SLOW` take one, without a warm-up, for they need up to minutes a call.
+        rounds: of a whole run.
         quick_rounds, quick_variants: of ``--quick``.
+        once: variants so slow that they are timed in one round only, without a warm-up.
         left_out: variants that are not measured, because one call takes minutes.
     """
 
@@ -38,6 +39,7 @@ class Case:
     rounds: int
     quick_rounds: int
     quick_variants: Tuple[str, ...]
+    once: Tuple[str, ...] = ()
     left_out: Tuple[str, ...] = ()
 
     @property
@@ -48,7 +50,7 @@ class Case:
 CASES = {
     "fp_forward_64": Case("forward", (1, 64, 64), 5, 3, (*OURS, PEER)),
     "fp_forward_180x320": Case("forward", (1, 180, 320), 3, 1, ("fused", PEER), left_out=SLOW),
-    "stage1_32": Case("rgt", (8, 32, 32), 3, 1, ("scan", "fused"), left_out=("reference",)),
+    "stage1_32": Case("rgt", (8, 32, 32), 3, 1, ("scan", "fused"), once=("scan",), left_out=("reference",)),
     "stage1_64": Case("rgt", (8, 64, 64), 2, 1, ("fused",), left_out=SLOW),
     "osrc_32": Case("osrc", (8, 32, 32), 3, 1, ("fused",), left_out=SLOW),
 }

@@ -108,8 +108,8 @@ class Measurement:
         found = {}
         for threads in sorted({1, min(2, _cores()), _cores()}):
             case = CASES["fp_forward_180x320"]
-            samples = self._child(self._run.seconds_of, case, ["fused"], 1,
-                                  self._sources, threads=threads)
+            samples = self._child(self._run.seconds_of, case, ["fused"], 1, self._sources,
+                                  threads=threads)
             found[str(threads)] = median(samples["fused"])
             self._say(f"{threads} threads: fp_forward_180x320 {found[str(threads)]:.3f} s")
         return found
@@ -141,7 +141,7 @@ def _protocol(arguments: argparse.Namespace) -> Results:
                     "operator in plain Paddle, as the first issue has them",
             "fused": "all kernels",
             PEER: "official repository, eager, noise-free routing, our scan kernel called through ctypes"},
-        "seconds": "median of interleaved calls in one process (reference and scan of large cases: one call)",
+        "seconds": "median of interleaved calls in one process (stage1_32, scan: one call)",
         "rounds": {name: case.quick_rounds if arguments.quick else case.rounds for name, case in CASES.items()},
         "peak_bytes": "of a process that makes one call",
     }

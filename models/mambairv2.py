@@ -52,7 +52,7 @@ class SpatialGate(nn.Layer):
 
 
 class ConvFeedForward(nn.Layer):
-    """x + fc2(p · DWConv(LN(g))), (p, g) = split(GELU(fc1(norm(x))))."""
+    """x + fc2(p · DWConv(LN(g))) + skip · scale, (p, g) = split(GELU(fc1(norm(x))))."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,9 +60,10 @@ class ConvFeedForward(nn.Layer):
         self.sg = SpatialGate(HIDDEN // 2)
         self.fc2 = nn.Linear(HIDDEN // 2, CHANNELS)
 
-    def forward(self, x, norm, size):
+    def forward(self, x, norm, size, skip, scale):
         hidden, = ops.norm_linear(x, norm, [self.fc1])
-        return ops.linear(ops.gated_mixing(hidden, self.sg.norm, self.sg.conv, size), self.fc2, residual=x)
+        mixed = ops.gated_mixing(hidden, self.sg.norm, self.sg.conv, size)
+        return ops.linear(mixed, self.fc2, residual=x, skip=(skip, scale))
 
 
 class SelectiveScan(nn.Layer):
@@ -92,7 +93,7 @@ class SelectiveScan(nn.Layer):
 
 
 class AttentiveStateSpace(nn.Layer):
-    """ASSM: pixels are sorted by class, scanned once, and put back; a learned prompt of the class joins C."""
+    """x + ASSM(norm(x)): pixels are sorted by class, scanned once, and put back; a learned prompt of the class joins C."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,7 +120,7 @@ class AttentiveStateSpace(nn.Layer):
         u = ops.positional_gate(u, self.CPE[0], size)
         y = self.selectiveScan(ops.gather_rows(u, routing.order, routing.inverse), prompt)
         y, = ops.norm_linear(y, self.out_norm, [self.out_proj])
-        return ops.gather_rows(y, routing.inverse, routing.order)
+        return ops.gather_rows(y, routing.inverse, routing.order, residual=x)
 
 
 class AttentiveLayer(nn.Layer):
@@ -143,10 +144,10 @@ class AttentiveLayer(nn.Layer):
         """x (B, H W, 48), size (H, W), Gumbel noise (B, H W, 64) or None -> (B, H W, 48)."""
         q, k, v = ops.norm_linear(x, self.norm1, [self.q, self.k, self.v])
         attended = self.win_mhsa(q, k, v, size, self.shift, residual=x)
-        x = x * self.scale1 + self.convffn1(attended, self.norm2, size)
+        x = self.convffn1(attended, self.norm2, size, x, self.scale1)
         embedding = self.points.embeddingA(self.embeddingA.weight)
-        scanned = self.assm(x, self.norm3, size, embedding, noise) + x
-        return x * self.scale2 + self.convffn2(scanned, self.norm4, size)
+        scanned = self.assm(x, self.norm3, size, embedding, noise)
+        return self.convffn2(scanned, self.norm4, size, x, self.scale2)
 
 
 class ResidualGroup(nn.Layer):
@@ -234,7 +235,7 @@ class MambaIRv2Light(nn.Layer):
         x = pad_symmetric(x, WINDOW) - self.mean
         size = (x.shape[2], x.shape[3])
         shallow = to_tokens(self.conv_first(x))
-        tokens = self.patch_embed.norm(shallow)
+        tokens = ops.layer_norm(shallow, self.patch_embed.norm)
         features = []
         for stage in self.layers:
             stage_input = tokens
@@ -242,7 +243,7 @@ class MambaIRv2Light(nn.Layer):
                 tokens = self._run(layer, tokens, size, self._noise(len(features), tokens))
                 features.append(tokens)
             tokens = ops.convolution(tokens, stage.conv, size, residual=stage_input)
-        deep = ops.convolution(self.norm(tokens), self.conv_after_body, size, residual=shallow)
+        deep = ops.convolution(ops.layer_norm(tokens, self.norm), self.conv_after_body, size, residual=shallow)
         convolution, shuffle = self.upsample
         y = shuffle(to_image(ops.convolution(deep, convolution, size), size))
         y = (y + self.mean)[:, :, :height * self.scale, :width * self.scale]

@@ -1,6 +1,7 @@
 """Packed models as ONNX files, and ONNX Runtime as an engine that needs no Paddle."""
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from types import ModuleType
 from typing import Optional
@@ -16,7 +17,6 @@ TARGETS = {"ort": (True, np.uint8), "tensorrt": (True, np.int8), "float": (False
 
 
 def _import(name: str) -> ModuleType:
-    import importlib
     try:
         return importlib.import_module(name)
     except ImportError as error:

@@ -10,11 +10,12 @@ from ppsr2q.ops.depthwise import gated_mixing, positional_gate  # noqa: E402
 from ppsr2q.ops.distance import feature_distance  # noqa: E402
 from ppsr2q.ops.fake_quantize import fake_quantize  # noqa: E402
 from ppsr2q.ops.linear import linear, norm_linear  # noqa: E402
+from ppsr2q.ops.norm import layer_norm  # noqa: E402
 from ppsr2q.ops.points import QuantPoint, QuantPoints  # noqa: E402
 from ppsr2q.ops.routing import Routing, gather_rows, route, routed_prompt  # noqa: E402
 from ppsr2q.ops.scan import selective_scan  # noqa: E402
 from ppsr2q.ops.state_space import state_space  # noqa: E402
 
-__all__ = ["QuantPoint", "QuantPoints", "Routing", "convolution", "fake_quantize", "feature_distance",
-           "gated_mixing", "gather_rows", "linear", "norm_linear", "positional_gate", "route", "routed_prompt", "selective_scan",
-           "state_space", "window_attention"]
+__all__ = ["QuantPoint", "QuantPoints", "Routing", "convolution", "fake_quantize", "feature_distance", "gated_mixing",
+           "gather_rows", "layer_norm", "linear", "norm_linear", "positional_gate", "route", "routed_prompt",
+           "selective_scan", "state_space", "window_attention"]

@@ -8,6 +8,7 @@ from paddle import nn
 from paddle.nn import functional as F
 
 from ppsr2q.ops import dispatch
+from ppsr2q.ops.norm import layer_norm
 from ppsr2q.ops.points import input_point, quantize, weight_of
 
 
@@ -23,7 +24,7 @@ def depthwise(x: paddle.Tensor, conv: nn.Layer, size: Tuple[int, int]) -> paddle
 def gated_mixing_reference(x, norm, conv, size):
     """Pure-Paddle :func:`gated_mixing`."""
     value, gate = paddle.split(F.gelu(x), 2, axis=-1)
-    return value * depthwise(norm(gate), conv, size)
+    return value * depthwise(layer_norm(gate, norm), conv, size)
 
 
 def gated_mixing(x: paddle.Tensor, norm: nn.LayerNorm, conv: nn.Layer, size: Tuple[int, int]) -> paddle.Tensor:

@@ -1,22 +1,25 @@
 """Linear layers on tokens, alone or fed by a LayerNorm, with whatever quantizers they carry."""
 from __future__ import annotations
 
-from typing import List, Optional, Sequence
+from typing import List, Optional, Sequence, Tuple
 
 import paddle
 from paddle import nn
 from paddle.nn import functional as F
 
 from ppsr2q.ops import dispatch
+from ppsr2q.ops.norm import layer_norm
 from ppsr2q.ops.points import input_point, needs_token_mean, quantize, weight_matrix
 
 
-def _apply(x, layer, weight, residual):
+def _apply(x, layer, weight, residual=None, skip=None):
     if weight.ndim == 3:  # one weight a sample: no library kernel adds the bias of a batched product
         y = paddle.matmul(x, weight) + layer.bias
     else:
         y = F.linear(x, weight, layer.bias)
-    return y if residual is None else y + residual
+    if residual is not None:
+        y = y + residual
+    return y if skip is None else y + skip[0] * skip[1]
 
 
 def _token_mean(x: paddle.Tensor, layers: Sequence[nn.Layer]) -> Optional[paddle.Tensor]:
@@ -26,34 +29,36 @@ def _token_mean(x: paddle.Tensor, layers: Sequence[nn.Layer]) -> Optional[paddle
     return x.mean(axis=list(range(1, x.ndim - 1))) if x.ndim > 2 else x
 
 
-def linear_reference(x, layer, residual=None):
+def linear_reference(x, layer, residual=None, skip=None):
     """Pure-Paddle :func:`linear`."""
     weight = weight_matrix(layer, _token_mean(x, [layer]))
-    return _apply(quantize(x, input_point(layer)), layer, weight, residual)
+    return _apply(quantize(x, input_point(layer)), layer, weight, residual, skip)
 
 
-def linear(x: paddle.Tensor, layer: nn.Layer, residual: Optional[paddle.Tensor] = None) -> paddle.Tensor:
-    """Q(x) W_q + bias (+ residual).
+def linear(x: paddle.Tensor, layer: nn.Layer, residual: Optional[paddle.Tensor] = None,
+           skip: Optional[Tuple[paddle.Tensor, paddle.Tensor]] = None) -> paddle.Tensor:
+    """Q(x) W_q + bias (+ residual) (+ skip · scale).
 
     Args:
         x: float32 (..., d_in).
         layer: ``nn.Linear``, a 1x1 ``nn.Conv2D`` (applied to the last axis), or a quantized form of either.
         residual: float32 (..., d_out), added to the result.
+        skip: a second addend float32 (..., d_out) and the learned scale of its channels, float32 (d_out,).
 
     Returns:
         float32 (..., d_out).
     """
-    if dispatch.serves("linear", (x, residual), (input_point(layer),)):
+    if dispatch.serves("linear", (x, residual, None if skip is None else skip[0]), (input_point(layer),)):
         from ppsr2q.ops import kernels
-        return kernels.linear(x, layer, residual)
-    return linear_reference(x, layer, residual)
+        return kernels.linear(x, layer, residual, skip)
+    return linear_reference(x, layer, residual, skip)
 
 
 def norm_linear_reference(x, norm, layers):
     """Pure-Paddle :func:`norm_linear`."""
-    normed = norm(x)
+    normed = layer_norm(x, norm)
     mean = _token_mean(normed, layers)
-    return [_apply(quantize(normed, input_point(layer)), layer, weight_matrix(layer, mean), None)
+    return [_apply(quantize(normed, input_point(layer)), layer, weight_matrix(layer, mean))
             for layer in layers]
 
 

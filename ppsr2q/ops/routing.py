@@ -38,17 +38,20 @@ def route(logits: paddle.Tensor) -> Routing:
     return route_reference(logits)
 
 
-def gather_rows_reference(x, order, inverse):
+def gather_rows_reference(x, order, inverse, residual=None):
     """Pure-Paddle :func:`gather_rows`."""
-    return paddle.take_along_axis(x, order.unsqueeze(-1).astype("int64"), axis=1)
+    y = paddle.take_along_axis(x, order.unsqueeze(-1).astype("int64"), axis=1)
+    return y if residual is None else y + residual
 
 
-def gather_rows(x: paddle.Tensor, order: paddle.Tensor, inverse: paddle.Tensor) -> paddle.Tensor:
-    """y[b, l] = x[b, order[b, l]]; float32 (B, L, C). ``inverse``, the inverse permutation, is the gradient's order."""
-    if dispatch.serves("gather_rows", (x,)):
+def gather_rows(x: paddle.Tensor, order: paddle.Tensor, inverse: paddle.Tensor,
+                residual: Optional[paddle.Tensor] = None) -> paddle.Tensor:
+    """y[b, l] = x[b, order[b, l]] (+ residual[b, l]); all float32 (B, L, C). ``inverse``, the inverse permutation, is
+    the gradient's order."""
+    if dispatch.serves("gather_rows", (x, residual)):
         from ppsr2q.ops import kernels
-        return kernels.gather_rows(x, order, inverse)
-    return gather_rows_reference(x, order, inverse)
+        return kernels.gather_rows(x, order, inverse, residual)
+    return gather_rows_reference(x, order, inverse, residual)
 
 
 def routed_prompt_reference(logits, index, table, one_hot_point=None):

@@ -1,6 +1,7 @@
 """Stage 3 as ``tools/export.py`` runs it: fuse, check parity, write what ships."""
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Sequence, Tuple
@@ -126,6 +127,11 @@ class _Job:
     target: str
     expected: List[np.ndarray]
 
+    @functools.cached_property
+    def packed(self) -> PackedModel:
+        metadata = dict(self.provenance)
+        return pack(self.student, metadata.pop("architecture"), self.plan, self.bounds, metadata)
+
 
 def _write_fused(job: _Job) -> Written:
     path = job.paths["fused"]
@@ -134,14 +140,9 @@ def _write_fused(job: _Job) -> Written:
     return _checked(path, load_fused(path), job.expected, _largest, TOLERANCE)
 
 
-def _packed(job: _Job) -> PackedModel:
-    metadata = dict(job.provenance)
-    return pack(job.student, metadata.pop("architecture"), job.plan, job.bounds, metadata)
-
-
 def _write_packed(job: _Job) -> Written:
     path = job.paths["packed"]
-    write_packed(path, _packed(job), job.rest)
+    write_packed(path, job.packed, job.rest)
     if job.rest == "float32":
         return _checked(path, load_packed(path), job.expected, _largest, TOLERANCE)
     return _checked(path, load_packed(path), job.expected, _root_mean_square, GRAPH_TOLERANCE)
@@ -155,7 +156,7 @@ def _write_inference_model(job: _Job) -> Written:
 
 def _write_onnx(job: _Job) -> Written:
     path = job.paths["onnx"]
-    write_onnx(path, _packed(job), job.target)
+    write_onnx(path, job.packed, job.target)
     session = OnnxUpscaler(path.read_bytes(), job.provenance["architecture"]["scale"])
     return _checked(path, lambda x: paddle.to_tensor(session.run(x.numpy())), job.expected, _root_mean_square,
                     GRAPH_TOLERANCE)

@@ -69,14 +69,18 @@ void token_linear(int64_t rows, int inputs, int outputs, bool norm, int bits) {
     Array<float> grad_x(rows * inputs), grad_scale(inputs), grad_shift(inputs), grad_weight(inputs * outputs);
     Array<float> grad_bias(outputs), grad_bounds(2), mean(inputs);
     const float bounds[2] = {-0.7f, 0.6f};
-    const ppsr2q::LinearLayer layer{weight, bias, bits ? bounds : nullptr, residual, y, bits, outputs};
-    const ppsr2q::LinearGradient gradient{grad, grad_weight, grad_bias, grad_bounds};
+    Array<float> skip = random_array(rows * outputs), skip_scale = random_array(outputs), grad_skip(rows * outputs);
+    Array<float> grad_skip_scale(outputs);
+    const ppsr2q::LinearLayer layer{weight, bias, bits ? bounds : nullptr, residual, skip, skip_scale,
+                                    y, bits, outputs};
+    const ppsr2q::LinearGradient gradient{grad, grad_weight, grad_bias, grad_bounds, grad_skip, grad_skip_scale};
     const float* used_scale = norm ? static_cast<float*>(scale) : nullptr;
     int status = ppsr2q_token_linear_forward(x, rows, inputs, used_scale, shift, 1e-5f, &layer, 1);
     status |= ppsr2q_token_linear_backward(x, rows, inputs, used_scale, shift, 1e-5f, &layer, 1, &gradient,
                                            grad_x, grad_scale, grad_shift);
     status |= ppsr2q_token_mean(x, 1, rows, inputs, used_scale, shift, 1e-5f, mean);
-    expect("token_linear", status, {&y, &grad_x, &grad_scale, &grad_shift, &grad_weight, &grad_bias, &mean});
+    expect("token_linear", status, {&y, &grad_x, &grad_scale, &grad_shift, &grad_weight, &grad_bias, &mean,
+                           &grad_skip, &grad_skip_scale});
 }
 
 void selective_scan(int64_t batch, int64_t length, int channels, int states, int bits) {
@@ -137,7 +141,7 @@ void routing(int64_t batch, int64_t tokens, int classes, int width) {
     Array<float> grad_logits(logits.size()), grad_table(table.size());
     int status = ppsr2q_route(logits, batch, tokens, classes, index, order, inverse);
     status |= ppsr2q_routed_prompt_forward(table, index, batch * tokens, classes, width, prompt);
-    status |= ppsr2q_gather_rows(prompt, order, batch, tokens, width, moved);
+    status |= ppsr2q_gather_rows(prompt, order, prompt, batch, tokens, width, moved);
     status |= ppsr2q_routed_prompt_backward(logits, table, index, grad, batch * tokens, classes, width,
                                             grad_logits, grad_table);
     expect("routing", status, {&prompt, &moved, &grad_logits, &grad_table});

@@ -47,15 +47,15 @@ def layer_norm(channels):
 def test_linear_equals_numpy(policy):
     comparison.require_kernels()
     x, residual = trainable(2, 5, 6), trainable(2, 5, 7, seed=1)
-    layer, norm = QuantizedLinear(6, 7), layer_norm(6)
+    layer, norm, scale = QuantizedLinear(6, 7), layer_norm(6), trainable(7, seed=9)
     values = x.numpy().astype("float64")
     centred = values - values.mean(-1, keepdims=True)
     normed = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
     normed = normed * norm.weight.numpy() + norm.bias.numpy()
     with dispatch.use(policy), paddle.no_grad():
-        plain, (behind_norm,) = linear(x, layer, residual), norm_linear(x, norm, [layer])
+        plain, (behind_norm,) = linear(x, layer, residual, (residual, scale)), norm_linear(x, norm, [layer])
     weight, bias = layer.weight.numpy(), layer.bias.numpy()
-    np.testing.assert_allclose(plain.numpy(), values @ weight + bias + residual.numpy(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(plain.numpy(), values @ weight + bias + residual.numpy() * (1 + scale.numpy()), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(behind_norm.numpy(), normed @ weight + bias, rtol=1e-5, atol=1e-5)
 
 
@@ -67,10 +67,30 @@ SHAPES = [((8, 70, 48), 48), ((1, 33, 24), 48), ((2, 300, 48), 16), ((1, 1, 16),
 @pytest.mark.parametrize("shape, outputs", SHAPES)
 def test_linear_kernel_equals_reference(shape, outputs, bits):
     layer = QuantizedLinear(shape[-1], outputs, bits)
-    inputs = {"x": trainable(*shape), "residual": trainable(*shape[:-1], outputs, seed=1)}
+    inputs = {"x": trainable(*shape), "residual": trainable(*shape[:-1], outputs, seed=1),
+              "skip": trainable(*shape[:-1], outputs, seed=2), "skip_scale": trainable(outputs, seed=3)}
     comparison.assert_kernel_equals_reference(
-        "linear", lambda: linear(inputs["x"], layer, inputs["residual"]),
+        "linear", lambda: linear(inputs["x"], layer, inputs["residual"], (inputs["skip"], inputs["skip_scale"])),
         dict(inputs, **layer.tensors("layer")), flips=bool(bits))
+
+
+@pytest.mark.parametrize("wanted", [(), ("x",), ("scale",)])
+def test_norm_linear_kernel_skips_unwanted_gradients(wanted):
+    layer, norm = QuantizedLinear(12, 9, 4), layer_norm(12)
+    inputs = {"x": trainable(2, 40, 12), "scale": norm.weight, "shift": norm.bias}
+    for name, tensor in inputs.items():
+        tensor.stop_gradient = name not in wanted
+    comparison.assert_kernel_equals_reference(
+        "norm_linear", lambda: norm_linear(inputs["x"], norm, [layer]), {**inputs, **layer.tensors("layer")}, flips=True)
+
+
+@pytest.mark.parametrize("frozen", ["skip", "skip_scale"])
+def test_linear_kernel_skips_unwanted_gradients_of_addends(frozen):
+    layer, inputs = QuantizedLinear(12, 9), {"skip": trainable(2, 5, 9), "skip_scale": trainable(9)}
+    inputs[frozen].stop_gradient = True
+    x = trainable(2, 5, 12)
+    comparison.assert_kernel_equals_reference(
+        "linear", lambda: linear(x, layer, skip=(inputs["skip"], inputs["skip_scale"])), {"x": x, **inputs})
 
 
 @pytest.mark.parametrize("bits", [(None,), (4,), (4, 3, 2), (None, 8)])
@@ -132,6 +152,8 @@ def test_bad_input_is_named(bits, value):
             norm_linear(paddle.to_tensor(damaged), norm, [layer])
         with pytest.raises(ValueError, match=r"^linear: residual must have shape \[2, 40, 24\], got"):
             linear(x, layer, residual[:, :, 1:])
+        with pytest.raises(ValueError, match=r"^linear: scale of skip must have shape \[24\], got \[23\]"):
+            linear(x, layer, skip=(residual, trainable(23)))
         with pytest.raises(ValueError, match=r"^linear: x of shape \[2, 40, 47\] does not fit"):
             linear(x[:, :, 1:], layer)
         with pytest.raises(ValueError, match="^linear: x is empty"):

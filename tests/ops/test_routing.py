@@ -32,6 +32,12 @@ def test_rows_are_gathered_and_gradients_return(dtype):
     inverse = np.argsort(order, axis=-1)
     order, inverse = paddle.to_tensor(order.astype(dtype)), paddle.to_tensor(inverse.astype(dtype))
     comparison.assert_kernel_equals_reference("gather_rows", lambda: gather_rows(x, order, inverse), {"x": x})
+    residual = trainable(2, 300, 48, seed=1)
+    comparison.assert_kernel_equals_reference(
+        "gather_rows", lambda: gather_rows(x, order, inverse, residual), {"x": x, "residual": residual})
+    x.stop_gradient = True
+    comparison.assert_kernel_equals_reference(
+        "gather_rows", lambda: gather_rows(x, order, inverse, residual), {"x": x, "residual": residual})
 
 
 @pytest.mark.parametrize("bits", [None, 1, 4])
@@ -73,6 +79,8 @@ def test_bad_input_is_named():
             gather_rows(x, order + 1, order)
         with pytest.raises(ValueError, match=r"gather_rows: inverse must have shape \[1, 40\]"):
             gather_rows(x, order, order[:, 1:])
+        with pytest.raises(ValueError, match=r"gather_rows: residual must have shape \[1, 40, 48\]"):
+            gather_rows(x, order, order, x[:, :, 1:])
         with pytest.raises(ValueError, match="routed_prompt: an index is out of range"):
             routed_prompt(logits, order + 30, table)
         with pytest.raises(ValueError, match="routed_prompt: logits .* do not fit"):

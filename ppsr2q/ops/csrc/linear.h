@@ -20,12 +20,14 @@ constexpr int TILE_ROWS_LINEAR = LANES == 16 ? 8 : 4;  // with PANEL vectors eac
 constexpr int BLOCK_TOKENS = 32;            // rows that stay in the first-level cache between the steps
 constexpr std::int64_t LINEAR_LEAST = 256;  // rows a task
 
-struct LinearLayer {        // C layout; kernels/linear.py declares the same
-    const float* weight;    // [inputs][outputs]
-    const float* bias;      // [outputs] or null
-    const float* bounds;    // [2], null with bits = 0
-    const float* residual;  // [rows][outputs] or null
-    float* y;               // [rows][outputs]
+struct LinearLayer {          // C layout; kernels/linear.py declares the same
+    const float* weight;      // [inputs][outputs]
+    const float* bias;        // [outputs] or null
+    const float* bounds;      // [2], null with bits = 0
+    const float* residual;    // [rows][outputs] or null
+    const float* skip;        // [rows][outputs] or null: joins the sum too, times
+    const float* skip_scale;  // [outputs]
+    float* y;                 // [rows][outputs]
     int bits;
     int outputs;
 };
@@ -35,6 +37,8 @@ struct LinearGradient {  // C layout; a null pointer is a gradient that nobody w
     float* weight;
     float* bias;
     float* bounds;
+    float* skip;        // skip and skip_scale are wanted together
+    float* skip_scale;
 };
 
 namespace detail {

@@ -117,7 +117,8 @@ int with_token_linear(const float* x, int64_t rows, int inputs, const float* sca
 
 }  // namespace
 
-// Finite arguments are counted: x, scale, shift, then weight, bias and residual of every layer.
+// Finite arguments are counted: x, scale, shift, then weight, bias, residual, skip and skip_scale of every
+// layer.
 PPSR2Q_API int ppsr2q_token_linear_forward(const float* x, int64_t rows, int inputs, const float* scale,
                                            const float* shift, float epsilon,
                                            const ppsr2q::LinearLayer* layers, int count) {
@@ -136,6 +137,8 @@ PPSR2Q_API int ppsr2q_token_linear_forward(const float* x, int64_t rows, int inp
             arguments.push_back({layer.weight, static_cast<int64_t>(inputs) * layer.outputs});
             arguments.push_back({layer.bias, layer.outputs});
             arguments.push_back({layer.residual, rows * layer.outputs});
+            arguments.push_back({layer.skip, rows * layer.outputs});
+            arguments.push_back({layer.skip_scale, layer.outputs});
         }
         return ppsr2q::blame(arguments);
     });
@@ -377,9 +380,9 @@ PPSR2Q_API int ppsr2q_route(const float* logits, int64_t batch, int64_t tokens, 
     return guarded([&] { return ppsr2q::route(logits, batch, tokens, classes, index, order, inverse); });
 }
 
-PPSR2Q_API int ppsr2q_gather_rows(const float* x, const int32_t* order, int64_t batch, int64_t tokens,
-                                  int channels, float* y) {
-    return guarded([&] { return ppsr2q::gather_rows(x, order, batch, tokens, channels, y); });
+PPSR2Q_API int ppsr2q_gather_rows(const float* x, const int32_t* order, const float* residual,
+                                  int64_t batch, int64_t tokens, int channels, float* y) {
+    return guarded([&] { return ppsr2q::gather_rows(x, order, residual, batch, tokens, channels, y); });
 }
 
 PPSR2Q_API int ppsr2q_routed_prompt_forward(const float* table, const int32_t* index, int64_t rows,

@@ -77,9 +77,9 @@ inline int route(const float* logits, std::int64_t batch, std::int64_t tokens, i
     return OK;
 }
 
-// y[b][t] = x[b][order[b][t]] for rows of channels floats.
-inline int gather_rows(const float* x, const std::int32_t* order, std::int64_t batch, std::int64_t tokens,
-                       int channels, float* y) {
+// y[b][t] = x[b][order[b][t]] + residual[b][t] for rows of channels floats; residual may be null.
+inline int gather_rows(const float* x, const std::int32_t* order, const float* residual, std::int64_t batch,
+                       std::int64_t tokens, int channels, float* y) {
     const RowTasks split(batch * tokens, ROUTING_LEAST);
     std::atomic<bool> in_range(true);
     parallel_tasks(split.tasks, 0, [&](std::int64_t task, float*) {
@@ -89,8 +89,16 @@ inline int gather_rows(const float* x, const std::int32_t* order, std::int64_t b
                 in_range = false;
                 return;
             }
-            std::memcpy(y + row * channels, x + (row / tokens * tokens + from) * channels,
-                        channels * sizeof(float));
+            const float* source = x + (row / tokens * tokens + from) * channels;
+            if (!residual) {
+                std::memcpy(y + row * channels, source, channels * sizeof(float));
+                continue;
+            }
+            for (int c = 0; c < channels; c += LANES) {
+                const std::int64_t at = row * channels + c;
+                const int count = channels - c;
+                store_up_to(y + at, load_up_to(source + c, count) + load_up_to(residual + at, count), count);
+            }
         }
     });
     return in_range ? OK : BAD_INDEX;

@@ -33,22 +33,20 @@ inline std::vector<PackedMatrix> pack_weights(const TokenLinear& call, bool tran
     return packed;
 }
 
-// y = sums + bias + residual for one vector of columns.
+// y = sums + bias + residual + skip skip_scale for one vector of columns.
 inline vf finish(const LinearLayer& layer, std::int64_t row, int column, vf sums) {
     const std::int64_t at = row * layer.outputs + column;
     const int width = std::min(LANES, layer.outputs - column);
-    const bool whole = width == LANES;
     if (layer.bias) {
-        sums += whole ? load(layer.bias + column) : load_partial(layer.bias + column, width);
+        sums += load_up_to(layer.bias + column, width);
     }
     if (layer.residual) {
-        sums += whole ? load(layer.residual + at) : load_partial(layer.residual + at, width);
+        sums += load_up_to(layer.residual + at, width);
     }
-    if (whole) {
-        store(layer.y + at, sums);
-    } else {
-        store_partial(layer.y + at, sums, width);
+    if (layer.skip) {
+        sums = multiply_add(load_up_to(layer.skip + at, width), load_up_to(layer.skip_scale + column, width), sums);
     }
+    store_up_to(layer.y + at, sums, width);
     return sums;
 }
 
@@ -101,8 +99,8 @@ inline bool token_linear_forward(const TokenLinear& call) {
 
 namespace detail {
 
-// Where the parts of a task's partial gradients lie: norm scale and shift, then weight, bias and bounds of
-// each layer.
+// Where the parts of a task's partial gradients lie: norm scale and shift, then weight, bias, skip_scale and
+// bounds of each layer.
 struct PartialLayout {
     std::vector<std::int64_t> layer;  // start of every layer's part
     std::int64_t size;
@@ -117,8 +115,26 @@ struct PartialLayout {
     }
     // Offsets within a layer's part.
     std::int64_t bias(int outputs) const { return static_cast<std::int64_t>(inputs) * padded(outputs); }
-    std::int64_t bounds(int outputs) const { return bias(outputs) + padded(outputs); }
+    std::int64_t skip_scale(int outputs) const { return bias(outputs) + padded(outputs); }
+    std::int64_t bounds(int outputs) const { return skip_scale(outputs) + padded(outputs); }
 };
+
+// Gradients of skip and its scale from one block of rows; grad is padded.
+inline void skip_backward(const LinearLayer& layer, const LinearGradient& gradient, std::int64_t row, int rows,
+                          const float* grad, float* partial_scale) {
+    for (int c = 0; c < layer.outputs; c += LANES) {
+        const int count = layer.outputs - c;
+        const vf scale = load_up_to(layer.skip_scale + c, count);
+        vf total = load(partial_scale + c);
+        for (int r = 0; r < rows; r++) {
+            const std::int64_t at = (row + r) * layer.outputs + c;
+            const vf own = load(grad + r * padded(layer.outputs) + c);
+            total = multiply_add(own, load_up_to(layer.skip + at, count), total);
+            store_up_to(gradient.skip + at, own * scale, count);
+        }
+        store(partial_scale + c, total);
+    }
+}
 
 // The gradients of layer i from one block of rows: adds to its partial sums and to the gradient of its input.
 inline void layer_backward(const TokenLinear& call, int i, const LinearGradient& gradient,
@@ -149,6 +165,9 @@ inline void layer_backward(const TokenLinear& call, int i, const LinearGradient&
             }
         }
     }
+    if (gradient.skip) {
+        skip_backward(call.layers[i], gradient, row, rows, grad, partial + layout.skip_scale(outputs));
+    }
     multiply_rows(grad, padded_outputs, rows, transposed, [&](int r, int column, vf sums) {
         if (quantizer.on) {
             const float* p = source + r * stride + column;
@@ -163,8 +182,8 @@ inline void layer_backward(const TokenLinear& call, int i, const LinearGradient&
 
 }  // namespace detail
 
-// gradients[i].y is given; fills grad_x [rows][inputs] (may be null without a norm), the other members of
-// gradients, and, with a norm, grad_scale and grad_shift [inputs] (may be null).
+// gradients[i].y is given; fills grad_x [rows][inputs], the other members of gradients, and, with a norm,
+// grad_scale and grad_shift [inputs]. These three may be null together, without a norm grad_x alone.
 inline void token_linear_backward(const TokenLinear& call, const LinearGradient* gradients, float* grad_x,
                                   float* grad_scale, float* grad_shift) {
     const int width = padded(call.inputs);
@@ -208,12 +227,12 @@ inline void token_linear_backward(const TokenLinear& call, const LinearGradient*
                 total[0] += sum(bounds.lower);
                 total[1] += sum(bounds.upper);
             }
-            for (int r = 0; r < rows; r++) {
+            for (int r = 0; grad_x && r < rows; r++) {
                 float* to = grad_x + (row + r) * call.inputs;
                 if (call.norm) {
                     call.norm->backward(standardized + r * width, inverse[r], grad_source + r * width, to,
                                         own, own + width);
-                } else if (grad_x) {
+                } else {
                     std::copy(grad_source + r * width, grad_source + r * width + call.inputs, to);
                 }
             }
@@ -235,6 +254,10 @@ inline void token_linear_backward(const TokenLinear& call, const LinearGradient*
         if (gradients[i].bias) {
             std::copy(layer + layout.bias(columns), layer + layout.bias(columns) + columns,
                       gradients[i].bias);
+        }
+        if (gradients[i].skip_scale) {
+            std::copy(layer + layout.skip_scale(columns), layer + layout.skip_scale(columns) + columns,
+                      gradients[i].skip_scale);
         }
         if (gradients[i].bounds) {
             std::copy(layer + layout.bounds(columns), layer + layout.bounds(columns) + 2,

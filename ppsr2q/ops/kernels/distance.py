@@ -1,6 +1,8 @@
 """Paddle binding of ``csrc/distance.h``."""
 from __future__ import annotations
 
+import math
+
 import paddle
 
 from ppsr2q.ops import native
@@ -11,7 +13,7 @@ def _forward(student, teacher, unit):
     batch = student.shape[0]
     inverses, distance = paddle.empty([2, batch]), paddle.empty([batch])
     run = native.function("feature_distance_forward", POINTER, POINTER, SIZE, SIZE, INT, POINTER, POINTER)
-    status = run(pointer(student), pointer(teacher), batch, student.size // batch, unit, pointer(inverses),
+    status = run(pointer(student), pointer(teacher), batch, math.prod(student.shape[1:]), unit, pointer(inverses),
                  pointer(distance))
     native.check(status, "feature_distance", {"student": student, "teacher": teacher})
     return distance, inverses
@@ -29,7 +31,7 @@ class _FeatureDistance(paddle.autograd.PyLayer):
         student, teacher, inverses = ctx.saved_tensor()
         grad, grad_student, batch = native.contiguous(grad), paddle.empty_like(student), student.shape[0]
         run = native.function("feature_distance_backward", POINTER, POINTER, SIZE, SIZE, *(POINTER,) * 3)
-        status = run(pointer(student), pointer(teacher), batch, student.size // batch, pointer(inverses),
+        status = run(pointer(student), pointer(teacher), batch, math.prod(student.shape[1:]), pointer(inverses),
                      pointer(grad), pointer(grad_student))
         native.check(status, "feature_distance", {})
         return grad_student, None

@@ -1,6 +1,8 @@
 """Paddle binding of ``csrc/quantize.h``."""
 from __future__ import annotations
 
+import math
+
 import paddle
 
 from ppsr2q.ops import native
@@ -10,7 +12,7 @@ from ppsr2q.ops.native import INT, POINTER, SIZE, pointer
 def _forward(x, bounds, bits):
     y = paddle.empty_like(x)
     run = native.function("fake_quantize_forward", POINTER, POINTER, INT, SIZE, POINTER)
-    status = run(pointer(x), pointer(bounds), bits, x.size, pointer(y))
+    status = run(pointer(x), pointer(bounds), bits, math.prod(x.shape), pointer(y))
     native.check(status, "fake_quantize", {"x": x}, {"bounds": bounds})
     return y
 
@@ -30,7 +32,7 @@ class _FakeQuantize(paddle.autograd.PyLayer):
         grad_bounds = paddle.empty_like(bounds)
         run = native.function("fake_quantize_backward", POINTER, POINTER, INT, POINTER, SIZE, POINTER,
                               POINTER)
-        status = run(pointer(x), pointer(bounds), ctx.bits, pointer(grad), x.size, pointer(grad_x),
+        status = run(pointer(x), pointer(bounds), ctx.bits, pointer(grad), math.prod(x.shape), pointer(grad_x),
                      pointer(grad_bounds))
         native.check(status, "fake_quantize", {})
         return grad_x, grad_bounds if ctx.needs_bounds else None

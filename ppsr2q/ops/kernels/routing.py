@@ -1,6 +1,8 @@
 """Paddle binding of ``csrc/routing.h``. Indices and permutations are int32."""
 from __future__ import annotations
 
+import math
+
 import paddle
 
 from ppsr2q.ops import native
@@ -29,42 +31,53 @@ def route(logits):
     return routing
 
 
-def _gather(x, order):
+def _gather(x, order, residual=None):
     y = paddle.empty_like(x)
     batch, tokens, channels = x.shape
-    run = native.function("gather_rows", POINTER, POINTER, SIZE, SIZE, INT, POINTER)
-    native.check(run(pointer(x), pointer(order), batch, tokens, channels, pointer(y)), "gather_rows", {})
+    run = native.function("gather_rows", POINTER, POINTER, POINTER, SIZE, SIZE, INT, POINTER)
+    status = run(pointer(x), pointer(order), pointer(residual), batch, tokens, channels, pointer(y))
+    native.check(status, "gather_rows", {})
     return y
 
 
 class _GatherRows(paddle.autograd.PyLayer):
     @staticmethod
-    def forward(ctx, x, order, inverse):
+    def forward(ctx, x, residual, order, inverse):
         ctx.save_for_backward(inverse)
-        return _gather(x, order)
+        ctx.needs = [None if t is None else not t.stop_gradient for t in (x, residual)]
+        return _gather(x, order, residual)
 
     @staticmethod
     def backward(ctx, grad):
-        return _gather(native.contiguous(grad), ctx.saved_tensor()[0]), None, None
+        grad = native.contiguous(grad)
+        needs_x, needs_residual = ctx.needs
+        grads = [_gather(grad, ctx.saved_tensor()[0]) if needs_x else None]
+        if needs_residual is not None:
+            grads.append(grad if needs_residual else None)
+        return (*grads, None, None)
 
 
-def gather_rows(x, order, inverse):
+def gather_rows(x, order, inverse, residual=None):
     """Kernel form of :func:`ppsr2q.ops.gather_rows`."""
-    x = native.contiguous(x)
+    x, residual = native.contiguous(x), native.contiguous(residual)
     _check_rank("gather_rows", "x", x)
+    if residual is not None and residual.shape != x.shape:
+        raise ValueError(f"gather_rows: residual must have shape {list(x.shape)}, got {list(residual.shape)}")
     for name, permutation in (("order", order), ("inverse", inverse)):
         if list(permutation.shape) != list(x.shape[:2]):
             raise ValueError(f"gather_rows: {name} must have shape {list(x.shape[:2])}, "
                              f"got {list(permutation.shape)}")
     order, inverse = _int32(order), _int32(inverse)
-    return _GatherRows.apply(x, order, inverse) if native.needs_gradient(x) else _gather(x, order)
+    if native.needs_gradient(x, residual):
+        return _GatherRows.apply(x, residual, order, inverse)
+    return _gather(x, order, residual)
 
 
 def _prompt(table, index):
     classes, width = table.shape
     prompt = paddle.empty([*index.shape, width])
     run = native.function("routed_prompt_forward", POINTER, POINTER, SIZE, INT, INT, POINTER)
-    status = run(pointer(table), pointer(index), index.size, classes, width, pointer(prompt))
+    status = run(pointer(table), pointer(index), math.prod(index.shape), classes, width, pointer(prompt))
     native.check(status, "routed_prompt", {})
     return prompt
 
@@ -83,7 +96,7 @@ class _RoutedPrompt(paddle.autograd.PyLayer):
         grad_logits = paddle.empty_like(logits) if ctx.needs_logits else None
         grad_table = paddle.empty_like(table) if ctx.needs_table else None
         run = native.function("routed_prompt_backward", *(POINTER,) * 4, SIZE, INT, INT, POINTER, POINTER)
-        status = run(pointer(logits), pointer(table), pointer(index), pointer(grad), index.size, *table.shape,
+        status = run(pointer(logits), pointer(table), pointer(index), pointer(grad), math.prod(index.shape), *table.shape,
                      pointer(grad_logits), pointer(grad_table))
         native.check(status, "routed_prompt", {})
         return grad_logits, None, grad_table

@@ -1,0 +1,25 @@
+"""Layer normalization whose gradient holds while its parameters are frozen."""
+from __future__ import annotations
+
+import paddle
+from paddle import nn
+from paddle.nn import functional as F
+
+
+def layer_norm(x: paddle.Tensor, norm: nn.LayerNorm) -> paddle.Tensor:
+    """``norm(x)`` in plain Paddle, with the right gradient of x.
+
+    On the CPU, Paddle 3.3.1 leaves the scale out of the gradient of x when the scale is frozen, as all norms are while
+    rectifiers train; so a frozen scale is applied by operators of its own.
+
+    Args:
+        x: float32 (..., C).
+        norm: over the last axis.
+
+    Returns:
+        float32 (..., C).
+    """
+    if not paddle.in_dynamic_mode() or norm.weight is None or not norm.weight.stop_gradient or x.stop_gradient:
+        return norm(x)
+    y = F.layer_norm(x, norm._normalized_shape, epsilon=norm._epsilon) * norm.weight
+    return y if norm.bias is None else y + norm.bias

@@ -1,0 +1,126 @@
+"""What the best recipe adds to the workflow, on the embedded network: the ladder of bit widths, the final phase."""
+import numpy as np
+import paddle
+import pytest
+
+from ppsr2q.core.config import load_config
+from ppsr2q.core.errors import UserError
+from ppsr2q.core.files import load_artifact
+from ppsr2q.data.embedded import write_embedded
+from ppsr2q.workflow.batches import phased_batches
+from ppsr2q.workflow.exporting import export, probe
+from ppsr2q.workflow.networks import load_fused
+from ppsr2q.workflow.stages import network_of_stage
+from ppsr2q.workflow.training import calibrate_routing, paths, train
+
+CONFIG = "configs/mambairv2_light_x2_w{}a{}_best.yml"
+SMALL = ["model.weights=embedded", "calib.images=1", "calib.lr_patch=16", "train.iterations=4", "train.batch=1",
+         "train.lr_patch=16", "train.final_share=0.25", "train.final_lr_patch=24", "train.final_batch=2",
+         "train.average_last=2", "train.warmup=0", "train.validate_every=0", "train.validation_crops=1",
+         "train.save_every=1", "train.teacher_routing=0.5", "loss.route_weight=0.01", "route_calib.iterations=1",
+         "route_calib.batch=1"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_embedded(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def configure(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+
+    def configure(bits, name, *options):
+        return load_config(CONFIG.format(bits, bits), [*SMALL, f"data.train={data / 'train'}", f"data.root={data}",
+                                                       f"output_dir={out / name}", *options])
+    return configure
+
+
+@pytest.fixture(scope="module")
+def eight(configure):
+    config = configure(8, "eight")
+    train(config)
+    return config
+
+
+def test_the_ladder_starts_where_the_wider_run_ended_and_ships_what_was_fine_tuned(eight, configure):
+    start = paths(eight)["rectifiers"]
+    config = configure(4, "four", f"train.start_from={start}", "train.iterations=1", "train.average_last=0",
+                       "train.lr_bounds=0", "train.lr_rectifier=0", "train.lr_gate=0", "train.lr_latent=0",
+                       "train.lr_float=0")
+    train(config)
+    before, after = (load_artifact(paths(c)["rectifiers"]) for c in (eight, config))
+    assert after.metadata["start_sha256"] and set(before.tensors) == set(after.tensors)
+    names = [name for name in before.tensors if not name.startswith("bounds/")]
+    assert any(name.startswith("parameters/") for name in names)
+    for name in names:
+        np.testing.assert_array_equal(after.tensors[name], before.tensors[name], name)
+    assert any((after.tensors[n] != before.tensors[n]).any() for n in before.tensors if n.startswith("bounds/"))
+    calibrate_routing(config, "")
+    export(config, "", formats=("fused",))
+    with paddle.no_grad():
+        expected = network_of_stage(config, "", "osrc")(probe((24, 40))).numpy()
+        found = load_fused(paths(config)["fused"])(probe((24, 40))).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_equal_quantizers_keep_the_bounds_of_the_start(eight, configure):
+    config = configure(8, "again", f"train.start_from={paths(eight)['rectifiers']}", "train.iterations=1",
+                       "train.average_last=0")
+    train(config)
+    start, bounds = load_artifact(paths(eight)["rectifiers"]), load_artifact(paths(config)["bounds"])
+    for name, value in bounds.tensors.items():
+        np.testing.assert_allclose(value, start.tensors[name], rtol=1e-6)
+
+
+def test_a_run_from_another_one_goes_on_bit_for_bit(eight, configure, monkeypatch):
+    options = (f"train.start_from={paths(eight)['rectifiers']}",)
+    whole, part = configure(4, "whole", *options), configure(4, "part", *options)
+    train(whole)
+    from ppsr2q.spr2q.group_training import GroupTraining
+    real, steps = GroupTraining.step, []
+
+    def stopping(self, batch):
+        steps.append(batch["iteration"])
+        if len(steps) == 4:
+            raise KeyboardInterrupt
+        return real(self, batch)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(GroupTraining, "step", stopping)
+        train(part)
+    train(part, resume=True)
+    expected, found = (load_artifact(paths(c)["rectifiers"]).tensors for c in (whole, part))
+    for name, value in expected.items():
+        assert value.tobytes() == found[name].tobytes(), name
+
+
+def test_the_final_phase_has_its_own_crops_and_ground_truth(configure):
+    batches = phased_batches(configure(4, "phases"))
+    assert batches(2, 0, 1)["lr"].shape == (1, 3, 16, 16) and "hr" not in batches(2, 0, 1)
+    last = batches(3, 0, 1)
+    assert last["lr"].shape == (2, 3, 24, 24) and last["hr"].shape == (2, 3, 48, 48)
+    assert "hr" not in phased_batches(configure(4, "phases", "loss.truth_weight=0"))(3, 0, 1)
+
+
+@pytest.mark.parametrize("option, message", [
+    ("train.final_share=0", "loss.truth_weight needs a final phase"),
+    ("train.average_last=5", "train.average_last is 5, but there are only 4 iterations"),
+    ("train.start_from=nowhere.safetensors", "nowhere.safetensors: no such file"),
+])
+def test_mistakes_are_named(configure, option, message):
+    with pytest.raises(UserError, match=message):
+        train(configure(4, "mistakes", option))
+
+
+def test_starts_of_other_weights_or_rectifiers_are_refused(eight, configure, tmp_path):
+    start = f"train.start_from={paths(eight)['rectifiers']}"
+    with pytest.raises(UserError, match="its rectifiers differ from the configured ones"):
+        train(configure(4, "rank", start, "rectifier.rank=2"))
+    from ppsr2q.models import MambaIRv2Light
+    from ppsr2q.models.checkpoint import save_weights
+    from ppsr2q.models.initialization import official_initialization
+    other = MambaIRv2Light(2)
+    official_initialization(other, 5)
+    save_weights(other, tmp_path / "other.safetensors", {})
+    with pytest.raises(UserError, match="made for full-precision weights"):
+        train(configure(4, "other", start, f"model.weights={tmp_path / 'other.safetensors'}"))
