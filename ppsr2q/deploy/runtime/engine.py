@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from typing import Any, List, Optional, Tuple
 
 import numpy as np
@@ -10,27 +9,14 @@ import numpy as np
 from ppsr2q.core.errors import UserError
 from ppsr2q.deploy.packed import PackedModel
 from ppsr2q.deploy.runtime import library
+from ppsr2q.deploy.threads import checked_threads
 
-MAX_THREADS = 1024
 MAX_SIDE = 2**15  # of an image; larger ones are work for tiling long before
 LAYER_CHANNELS, WINDOW, LAYERS = 48, 16, 20
 
 # Status codes of the C interface (csrc/ppsr2q_runtime.cpp).
 _OUT_OF_MEMORY = -1
 _NO_THREADS = -4
-
-
-def usable_processors() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _check_threads(threads: Optional[int]) -> int:
-    if threads is None:
-        return min(usable_processors(), MAX_THREADS)
-    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS:
-        raise UserError(f"threads must be a whole number from 1 to {MAX_THREADS}, got {threads!r}")
-    return threads
 
 
 class Runtime:
@@ -56,7 +42,7 @@ class Runtime:
     def __init__(self, model: PackedModel, threads: Optional[int] = None,
                  instruction_set: Optional[str] = None) -> None:
         self.scale: int = model.architecture["scale"]
-        self.threads = _check_threads(threads)
+        self.threads = checked_threads(threads)
         self.instruction_set = instruction_set or library.chosen_set()
         self._library = library.load_library(self.instruction_set)
         self._network = self._create(model)
