@@ -17,7 +17,7 @@ import ppsr2q
 from ppsr2q.core import native_build
 from ppsr2q.core.errors import UserError
 
-COMPILE_SECONDS = 20
+COMPILE_SECONDS = 30
 SOURCES = Path(__file__).parent / "csrc"
 SHARED_SOURCES = Path(ppsr2q.__file__).parent / "ops" / "csrc"
 
