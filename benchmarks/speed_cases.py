@@ -4,14 +4,15 @@ from __future__ import annotations
 import functools
 import time
 from statistics import median
-from typing import Callable, Dict, FrozenSet, List, Optional, Sequence, Union
+from typing import Callable, Dict, FrozenSet, Optional, Sequence, Union
 
 import numpy as np
 import paddle
 
 from benchmarks import timing
-from benchmarks.speed_plan import PEER, SEED, Case, Sources
+from benchmarks.speed_plan import PEER, PEER_KEPT, SEED, Case, Sources
 from ppsr2q.core.config import load_config
+from ppsr2q.core.environment import keep_freed_memory
 from ppsr2q.core.errors import UserError
 from ppsr2q.models import ARCHITECTURES
 from ppsr2q.models.checkpoint import load_weights
@@ -91,8 +92,9 @@ def _step(case: Case) -> Call:
     return call
 
 
-def calls(case: Case, variants: Sequence[str], sources: Sources = Sources()) -> Dict[str, Call]:
-    """Variant -> one call of the case; all variants work on the same network and the same images.
+def call_of(case: Case, variant: str, sources: Sources = Sources()) -> Call:
+    """What one call of a variant does, in a process of its own. Only our current state keeps freed memory, as the tools
+    do, and ``PEER_KEPT``.
 
     Raises:
         UserError: no kernels on this machine, or a peer that cannot be used.
@@ -100,16 +102,13 @@ def calls(case: Case, variants: Sequence[str], sources: Sources = Sources()) -> 
     reason = native.why_unavailable()
     if reason is not None:
         raise UserError(f"this benchmark measures the CPU kernels, which are not available: {reason}")
-    if case.kind == "forward":
-        network, images = _network(4, sources.weights), _images(*case.shape)
-        call = _forward(network, images)
-    else:
-        call = _step(case)
-    found = {name: functools.partial(_with_policy, POLICIES[name], call) for name in variants if name != PEER}
-    if PEER in variants:
+    if variant in ("fused", PEER_KEPT):
+        keep_freed_memory()
+    if variant in (PEER, PEER_KEPT):
         from benchmarks.peer import peer_forward
-        found[PEER] = peer_forward(sources.peer, network, images)
-    return found
+        return peer_forward(sources.peer, _network(4, sources.weights), _images(*case.shape))
+    call = _forward(_network(4, sources.weights), _images(*case.shape)) if case.kind == "forward" else _step(case)
+    return functools.partial(_with_policy, POLICIES[variant], call)
 
 
 def _with_policy(policy, call: Call):
@@ -121,19 +120,15 @@ def _with_policy(policy, call: Call):
 
 def peak_of(case: Case, variant: str, sources: Sources) -> int:
     """Peak memory in bytes of a process that makes one call, Paddle and network included."""
-    call = calls(case, [variant], sources)[variant]
+    call = call_of(case, variant, sources)
     timing.limit_memory()
     call()
     return timing.peak_bytes()
 
 
-def seconds_of(case: Case, variants: Sequence[str], rounds: int, sources: Sources) -> Dict[str, List[float]]:
-    """Seconds of every call of every variant, interleaved."""
-    return timing.interleave(calls(case, variants, sources), rounds, case.once)
-
-
 def growth(sides: Sequence[int], rounds: int) -> Dict[str, float]:
     """Side of a square image in pixels -> median seconds of the fused forward."""
+    keep_freed_memory()
     network = _network(scale=4)
     fused = functools.partial(_with_policy, POLICIES["fused"])
     forwards = {str(side): functools.partial(fused, _forward(network, _images(1, side, side)))

@@ -6,6 +6,7 @@ from typing import Optional, Tuple
 
 OURS = ("reference", "scan", "fused")
 PEER = "pytorch_eager"
+PEER_KEPT = "pytorch_eager_kept"  # the same in a process that keeps freed memory, as ours does
 SLOW = ("reference", "scan")
 SEED = 10
 SIDES = (64, 128, 256, 384, 512)  # of the square images that show growth with pixels
@@ -44,12 +45,12 @@ class Case:
 
     @property
     def variants(self) -> Tuple[str, ...]:
-        return (*OURS, PEER) if self.kind == "forward" else OURS
+        return (*OURS, PEER, PEER_KEPT) if self.kind == "forward" else OURS
 
 
 CASES = {
-    "fp_forward_64": Case("forward", (1, 64, 64), 5, 3, (*OURS, PEER)),
-    "fp_forward_180x320": Case("forward", (1, 180, 320), 3, 1, ("fused", PEER), left_out=SLOW),
+    "fp_forward_64": Case("forward", (1, 64, 64), 5, 3, (*OURS, PEER, PEER_KEPT)),
+    "fp_forward_180x320": Case("forward", (1, 180, 320), 3, 1, ("fused", PEER, PEER_KEPT), left_out=SLOW),
     "stage1_32": Case("rgt", (8, 32, 32), 3, 1, ("scan", "fused"), once=("scan",), left_out=("reference",)),
     "stage1_64": Case("rgt", (8, 64, 64), 2, 1, ("fused",), left_out=SLOW),
     "osrc_32": Case("osrc", (8, 32, 32), 3, 1, ("fused",), left_out=SLOW),

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
-from benchmarks.speed_plan import PEER
+from benchmarks.speed_plan import PEER, PEER_KEPT
 from ppsr2q.core.files import atomic_path
 
 Record = Mapping[str, Any]
@@ -15,7 +15,7 @@ RATIOS = [("fp_forward_64", "scan", 12, 20), ("fp_forward_180x320", PEER, 5, 8),
           ("stage1_32", "scan", 10, 20)]
 MEMORY = ("stage1_64", 5, 3)  # case, target and stretch in GB
 FLATNESS = 0.15  # time per pixel, either side of the middle
-_COLORS = {"reference": "#b0b0b0", "scan": "#8c6bb1", PEER: "#e08214", "fused": "#1b7837"}
+_COLORS = {"reference": "#b0b0b0", "scan": "#8c6bb1", PEER: "#e08214", PEER_KEPT: "#fdb863", "fused": "#1b7837"}
 
 
 def ratio(record: Record, case: str, variant: str) -> Optional[float]:
@@ -109,7 +109,7 @@ def plot(record: Record, path: Path) -> None:
         drawn = bars.barh([y for y, _ in points], [x for _, x in points], height, color=color, label=variant)
         bars.bar_label(drawn, [f"{x:.3g} s" for _, x in points], padding=3, fontsize=8)
     bars.set(xscale="log", xlabel="seconds (log scale)", yticklabels=list(record["cases"]),
-             yticks=[row + 1.5 * height for row in range(len(record["cases"]))])
+             yticks=[row + (len(_COLORS) - 1) / 2 * height for row in range(len(record["cases"]))])
     bars.margins(x=0.15)
     bars.invert_yaxis()
     bars.legend(fontsize=8, loc="lower right")

@@ -1,4 +1,4 @@
-"""Measuring: calls interleaved in one process, and child processes of limited memory and time."""
+"""Measuring: interleaved calls, and child processes of limited memory and time."""
 from __future__ import annotations
 
 import contextlib
@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any, Callable, Container, Dict, Iterator, List, Mapping, Optional
+from typing import Any, Callable, Container, Dict, Iterator, List, Mapping, Optional, Tuple
 
 from ppsr2q.core.errors import UserError
 
@@ -106,16 +106,70 @@ def in_child(function: Callable[..., Any], *arguments: Any, seconds: Optional[fl
 
 
 def _child(sender: Any, function: Callable[..., Any], arguments: tuple) -> None:
+    sender.send(_outcome(function, arguments))
+
+
+def _outcome(function: Callable[..., Any], arguments: tuple) -> Tuple[bool, Any]:
+    """(True, result), or (False, what the parent should raise)."""
     try:
-        outcome = (True, function(*arguments))
+        return True, function(*arguments)
     except MemoryError:
         taken = peak_bytes() / 1e9
-        outcome = (False, DoesNotFit(f"needs more memory than is free here ({taken:.1f} GB were taken)"))
+        return False, DoesNotFit(f"needs more memory than is free here ({taken:.1f} GB were taken)")
     except UserError as error:
-        outcome = (False, error)
-    except Exception:  # handed to the parent, which raises it
-        outcome = (False, RuntimeError(f"in a child process:\n{traceback.format_exc()}"))
-    sender.send(outcome)
+        return False, error
+    except Exception:
+        return False, RuntimeError(f"in a child process:\n{traceback.format_exc()}")
+
+
+class Worker:
+    """A call that is made in a process of its own, again and again: processes can be timed round robin, and neither
+    memory nor settings of one help or hinder another.
+
+    Args:
+        make: ``make(*arguments)`` gives the call, in the child.
+        environment: as for :func:`in_child`.
+
+    Raises:
+        UserError, RuntimeError: as :func:`in_child`, here and when called.
+    """
+
+    def __init__(self, make: Callable[..., Callable[[], object]], *arguments: Any,
+                 environment: Optional[Mapping[str, Optional[str]]] = None) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, other = context.Pipe()
+        self._process = context.Process(target=_serve, args=(other, make, arguments))
+        with _changed_environment(environment or {}):
+            self._process.start()
+        other.close()
+        self._wait()
+
+    def __call__(self) -> None:
+        self._connection.send("call")
+        self._wait()
+
+    def _wait(self) -> None:
+        try:
+            succeeded, value = self._connection.recv()
+        except EOFError:
+            self._process.join()
+            succeeded, value = False, DoesNotFit(f"its process ended with {_ending(self._process.exitcode)}")
+        if not succeeded:
+            self.close()
+            raise value
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.join()
+
+
+def _serve(connection: Any, make: Callable[..., Callable[[], object]], arguments: tuple) -> None:
+    succeeded, call = _outcome(make, arguments)
+    connection.send((succeeded, None if succeeded else call))
+    while succeeded:
+        connection.recv()
+        succeeded, error = _outcome(call, ())
+        connection.send((succeeded, None if succeeded else error))
 
 
 def _ending(exitcode: int) -> str:

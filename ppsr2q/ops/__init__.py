@@ -1,8 +1,12 @@
 """Operators: a pure-Paddle reference for each and, where it pays, a CPU kernel behind the same function."""
-from ppsr2q.core.environment import prepare_environment, require_paddle
+from ppsr2q.core.environment import default_threads, require_paddle
 
-prepare_environment()
 require_paddle()
+
+import paddle  # noqa: E402
+
+if default_threads() is not None:
+    paddle.base.core.set_num_threads(default_threads())
 
 from ppsr2q.ops.attention import window_attention  # noqa: E402
 from ppsr2q.ops.convolution import convolution  # noqa: E402

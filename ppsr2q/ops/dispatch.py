@@ -70,7 +70,7 @@ def _validate(operator, tensors) -> None:
     for name, tensor in zip(ARGUMENTS[operator], tensors):
         if tensor is None:
             continue
-        if not tensor.is_floating_point():
+        if tensor.dtype != paddle.float32 and not tensor.is_floating_point():  # the first is 10 times faster
             raise ValueError(f"{operator}: {name} of shape {list(tensor.shape)} must be floating point, "
                              f"got {tensor.dtype}")
         if 0 in tensor.shape:

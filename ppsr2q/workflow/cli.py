@@ -6,6 +6,7 @@ import sys
 from typing import Callable
 
 from ppsr2q.core.config import Config, describe_options, load_config
+from ppsr2q.core.environment import keep_freed_memory
 from ppsr2q.core.errors import Interrupted, ParityError, UserError
 from ppsr2q.deploy import ENGINES
 
@@ -68,8 +69,9 @@ def configure(arguments: argparse.Namespace, needs_paddle: bool = True) -> Confi
 
 
 def prepare(config: Config) -> None:
-    """Device and seed of a config."""
-    from ppsr2q import ops  # noqa: F401  settles the environment before Paddle is imported
+    """Device and seed of a config, and memory that stays with the program."""
+    from ppsr2q import ops  # noqa: F401  explains a missing Paddle, sets its threads
     from ppsr2q.core.device import seed_everything, select_device
+    keep_freed_memory()
     select_device(config.device)
     seed_everything(config.seed)

@@ -1,6 +1,7 @@
 """The AMD switch, the message about a missing Paddle, and imports that must not need it."""
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 
 from ppsr2q.core import environment
-from ppsr2q.core.environment import library_versions, prepare_environment, require_paddle
+from ppsr2q.core.environment import (default_threads, library_versions, prepare_environment, require_paddle,
+                                     usable_processors)
 from ppsr2q.core.errors import UserError
 
 AMD = "vendor_id\t: AuthenticAMD\nflags\t: fpu sse2 avx avx2 fma\n"
@@ -45,6 +47,26 @@ def test_too_late_after_the_import_and_without_cpuinfo(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "paddle", object())
     (tmp_path / "cpuinfo").write_text(AMD)
     assert prepare_environment({}, tmp_path / "cpuinfo") == {}
+
+
+@pytest.mark.parametrize("left_open, environ, expected", [
+    (True, {}, usable_processors()), (True, {"PADDLE_TRAINERS_NUM": "1"}, usable_processors()),
+    (False, {}, None), (True, {"PADDLE_TRAINERS_NUM": "2"}, None)])
+def test_all_processors_where_nobody_decided(left_open, environ, expected):
+    assert default_threads(left_open, environ) == expected
+
+
+@pytest.mark.parametrize("variables, before, expected", [
+    ({}, "", usable_processors()), ({"OMP_NUM_THREADS": "1"}, "", 1), ({}, "import paddle; ", 1)])
+def test_kernels_follow(variables, before, expected):
+    from ppsr2q.ops import native
+    if native.why_unavailable():
+        pytest.skip(f"no kernels here: {native.why_unavailable()}")
+    environ = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    script = before + "from ppsr2q.ops import native; print(native.get_threads())"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], stdout=subprocess.PIPE, text=True,
+                          env={**environ, **variables})
+    assert done.stdout.split()[-1] == str(expected)
 
 
 def test_missing_paddle_is_explained(monkeypatch):
