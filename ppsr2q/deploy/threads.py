@@ -1,17 +1,12 @@
 """How many threads an engine may use."""
 from __future__ import annotations
 
-import os
 from typing import Optional
 
+from ppsr2q.core.environment import usable_processors
 from ppsr2q.core.errors import UserError
 
 MAX_THREADS = 1024
-
-
-def usable_processors() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def checked_threads(threads: Optional[int]) -> int:

@@ -61,10 +61,12 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
 
 
 def configure(arguments: argparse.Namespace, needs_paddle: bool = True) -> Config:
-    """Read the config, and prepare Paddle for it."""
+    """Read the config, prepare Paddle for it where it computes, and let memory stay with the program."""
     config = load_config(arguments.config, arguments.override)
     if needs_paddle:
         prepare(config)
+    else:
+        keep_freed_memory()
     return config
 
 

@@ -46,7 +46,8 @@ def quantized(network, bits, overrides=None, image=None):
     plan = Plan(PLAN_ENTRIES[NAME], bits, overrides or {})
     student = quantize(network, plan)
     image = random_image(16, 32) if image is None else image
-    calibrate(student, paddle.to_tensor(image.transpose(2, 0, 1)[None]), CalibrationSettings(candidates=5, max_samples=2048))
+    calibrate(student, paddle.to_tensor(image.transpose(2, 0, 1)[None]),
+              CalibrationSettings(candidates=5, max_samples=2048))
     bounds = get_bounds(student)
     fuse(student, plan.resolve(network))
     return student, pack(student, {"name": NAME, "scale": scale}, plan, bounds, {})

@@ -75,11 +75,12 @@ class Runtime:
 
         Raises:
             ValueError: another type or shape, or values that are not finite.
+            UserError: more pixels than memory holds, or more threads than the system gives.
         """
         image = _checked(image, "image", 3)
         height, width = image.shape[:2]
-        if not 1 <= height <= MAX_SIDE or not 1 <= width <= MAX_SIDE:
-            raise ValueError(f"image sides must be 1 to {MAX_SIDE}, got {width} x {height}; use tiles for large images")
+        if max(height, width) > MAX_SIDE:
+            raise UserError(f"image sides must be at most {MAX_SIDE}, got {width} x {height}; use tiles (--tile)")
         result = np.empty((self.scale * height, self.scale * width, 3), np.float32)
         self._check(self._library.ppsr2q_runtime_upscale(self._network, image.ctypes.data, height, width,
                                                          self.threads, result.ctypes.data))
@@ -97,7 +98,7 @@ class Runtime:
         """
         tokens = _checked(tokens, "tokens", LAYER_CHANNELS).copy()
         height, width = tokens.shape[:2]
-        if not 0 <= index < LAYERS or not height or not width or height % WINDOW or width % WINDOW:
+        if not 0 <= index < LAYERS or height % WINDOW or width % WINDOW:
             raise ValueError(f"expected a layer from 0 to {LAYERS - 1} and sides that are multiples of {WINDOW}, got "
                              f"layer {index} and {width} x {height}")
         self._check(self._library.ppsr2q_runtime_run_layer(self._network, index, height, width, self.threads,
@@ -106,7 +107,7 @@ class Runtime:
 
     def _check(self, status: int) -> None:
         if status == _OUT_OF_MEMORY:
-            raise MemoryError("not enough memory for an image of this size: use tiles")
+            raise UserError("not enough memory for an image of this size: use tiles (--tile)")
         if status == _NO_THREADS:
             raise UserError(f"the system does not give {self.threads} threads; ask for fewer")
 
@@ -115,6 +116,8 @@ def _checked(array: Any, name: str, channels: int) -> np.ndarray:
     if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.ndim != 3 or array.shape[2] != channels:
         given = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
         raise ValueError(f"{name} must be float32 of shape (h, w, {channels}), got {given}")
+    if not array.size:
+        raise ValueError(f"{name} is empty, shape {array.shape}")
     if not np.isfinite(array).all():
         raise ValueError(f"{name} contains NaN or infinite values")
     return np.ascontiguousarray(array)

@@ -3,6 +3,7 @@
 // scores are in units of log2, where exp is cheapest.
 #pragma once
 
+#include <cmath>
 #include <string>
 #include <vector>
 
@@ -60,7 +61,7 @@ public:
           v_(source.quantizer(name + ".points.v")),
           map_(source.quantizer(name + ".points.map")),
           score_codes_(q_.on && k_.on),
-          mix_codes_(map_.on && v_.on),
+          mix_codes_(map_.on && v_.on && places_are_small(map_)),
           score_bytes_(score_codes_ && bytes_fit(q_, k_, HEAD_CHANNELS)),
           mix_bytes_(mix_codes_ && bytes_fit(map_, v_, WINDOW_TOKENS)),
           bias_(HEADS * BIAS_SIDE * BIAS_SIDE + LANES, 0.0f) {
@@ -109,6 +110,11 @@ public:
     }
 
 private:
+    // Whether no number from 0 to 1, the range of the map, has a place too large for round_to_words.
+    static bool places_are_small(const Levels& levels) {
+        return (1.0f + std::abs(levels.lower)) * levels.inverse_step < 1e9f;
+    }
+
     static void quantize_factor(const Levels& levels, bool to_codes, float* x, std::uint8_t* codes) {
         const int count = WINDOW_TOKENS * CHANNELS;
         if (to_codes) {
