@@ -18,7 +18,8 @@ setup(
     python_requires=">=3.9",
     packages=find_packages(include=["ppsr2q", "ppsr2q.*"]) + ["ppsr2q.models"],
     package_dir={"ppsr2q.models": "models"},
-    package_data={"ppsr2q.ops": ["csrc/*"], "ppsr2q.models": ["weights/*.safetensors"]},
+    package_data={"ppsr2q.ops": ["csrc/*"], "ppsr2q.deploy.runtime": ["csrc/*"],
+                  "ppsr2q.models": ["weights/*.safetensors"]},
     install_requires=[
         # Paddle 3.3.1 reads shape-[1] tensors in a way that numpy 2.4 no longer allows
         "numpy<2.4",

@@ -21,10 +21,13 @@ ALLOWED = {
 PADDLE_FREE = ("data", "evaluation")
 # what runs in an environment without Paddle, and what of ours it may import
 PADDLE_FREE_MODULES = {
+    "core/native_build.py": {"ppsr2q.core"},
     "core/plan.py": {"ppsr2q.core"},
     "deploy/__init__.py": {"ppsr2q.core", "ppsr2q.deploy"},
     "deploy/architectures.py": {"ppsr2q.core"},
     "deploy/packed.py": {"ppsr2q.core", "ppsr2q.deploy.architectures"},
+    "deploy/threads.py": {"ppsr2q.core"},
+    "deploy/runtime": {"ppsr2q.core", "ppsr2q.deploy"},
     **{f"deploy/onnx_{part}.py": {"ppsr2q.core", "ppsr2q.deploy"}
        for part in ("export", "graph", "mambairv2", "operators")},
 }

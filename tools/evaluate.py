@@ -1,7 +1,7 @@
 """Measure PSNR and SSIM on test sets.
 
   python tools/evaluate.py --model out/fused.safetensors -o data.root=FOLDER --sets Set5,Set14 --json results.json
-  python tools/evaluate.py --engine onnxruntime --threads 2 --model out/model.safetensors -o data.root=FOLDER --sets Set5
+  python tools/evaluate.py --engine runtime --threads 2 --model out/model.safetensors -o data.root=FOLDER --sets Set5
   python tools/evaluate.py -c configs/mambairv2_light_x2_fp.yml -o model.weights=FILE -o data.root=FOLDER
 
 FOLDER holds Set5/HR/*, … (tools/prepare_data.py checks it). Missing low-resolution images are made in memory.

@@ -1,7 +1,7 @@
 """Enlarge an image, all images of a folder, or a video, with a quantized network.
 
   python tools/predict.py --model out/fused.safetensors photo.png enlarged/
-  python tools/predict.py --engine onnxruntime --threads 2 --model out/model.safetensors photos/ enlarged/
+  python tools/predict.py --engine runtime --threads 2 --model out/model.safetensors photos/ enlarged/
 
 Large images: --tile 256 bounds the memory; tiles overlap and are blended, so that no seam shows.
 """

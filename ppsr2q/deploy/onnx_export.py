@@ -11,6 +11,7 @@ import numpy as np
 from ppsr2q.core.errors import UserError
 from ppsr2q.core.files import PathLike, atomic_path
 from ppsr2q.deploy.packed import PackedModel
+from ppsr2q.deploy.threads import checked_threads
 
 #: Engine -> whether its quantized linear layers are integer products, and the type of activation codes that it takes.
 TARGETS = {"ort": (True, np.uint8), "tensorrt": (True, np.int8), "float": (False, np.uint8)}
@@ -50,18 +51,22 @@ def write_onnx(path: PathLike, model: PackedModel, target: str = "ort") -> None:
 
 
 class OnnxUpscaler:
-    """A packed model, or an exported ONNX file, run by ONNX Runtime on the CPU. Threads may share it.
+    """A packed model, or an exported ONNX file, run by ONNX Runtime on the CPU; see ``ppsr2q.deploy.Upscaler``.
 
-    Attributes:
-        scale: enlargement.
+    Args:
+        model: the content of an ONNX file.
+        scale: of the enlargement.
+        threads: of one call; default: all processors that this process may use.
+
+    Raises:
+        UserError: threads out of range, or the package onnxruntime is missing.
     """
 
     def __init__(self, model: bytes, scale: int, threads: Optional[int] = None) -> None:
-        if threads is not None and threads < 1:
-            raise UserError(f"--threads {threads}: expected at least 1")
+        threads = checked_threads(threads)
         runtime = _import("onnxruntime")
         options = runtime.SessionOptions()
-        options.intra_op_num_threads = threads or 0  # 0: all processors
+        options.intra_op_num_threads = threads
         options.log_severity_level = 3
         self.scale = scale
         self._session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -5,32 +5,23 @@ is shared with Paddle (libiomp5 of its wheel), because two of them in one proces
 """
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
-import hashlib
 import importlib.util
 import os
-import platform
-import shutil
-import subprocess
-import sys
-import tempfile
 import warnings
 from pathlib import Path
-from typing import Iterator, List, Mapping, Optional, Sequence
+from typing import Mapping, Optional, Sequence
 
 import paddle
 
+from ppsr2q.core import native_build
 from ppsr2q.core.errors import UserError
-from ppsr2q.core.files import atomic_path
+from ppsr2q.core.native_build import KernelsUnavailable, cache_folder
 
 SOURCES = Path(__file__).parent / "csrc"
 UNIT = "ppsr2q_ops.cpp"
-OPTIMIZATION = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",
-                "-fvisibility=hidden", "-fPIC")
-COMPILE_SECONDS = 20  # on the reference machine, for the line that tells the user what he waits for
-_DIGEST_SIZE = hashlib.sha256().digest_size
+COMPILE_SECONDS = 20
 
 POINTER, SIZE, INT, FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 
@@ -43,23 +34,9 @@ _FIRST_BAD_BOUNDS = 101
 _CPU = paddle.CPUPlace()
 
 
-class KernelsUnavailable(Exception):
-    """The kernels cannot be built or loaded here; the message says why and what would help."""
-
-
-def native_target() -> List[str]:
+def native_target() -> Sequence[str]:
     """Compiler flags that select every instruction of this machine."""
-    x86 = platform.machine().lower() in ("x86_64", "amd64", "i386", "i686")
-    return ["-march=native"] if x86 else ["-mcpu=native"]
-
-
-def find_compiler() -> str:
-    """Path of $CXX, g++, clang++ or c++, whichever comes first; KernelsUnavailable when there is none."""
-    for name in (os.environ.get("CXX"), "g++", "clang++", "c++"):
-        path = shutil.which(name) if name else None
-        if path:
-            return path
-    raise KernelsUnavailable("no C++ compiler was found: install g++ or clang++, or point CXX to one")
+    return ("-march=native",) if native_build.is_x86() else ("-mcpu=native",)
 
 
 def paddle_openmp() -> Optional[Path]:
@@ -69,107 +46,12 @@ def paddle_openmp() -> Optional[Path]:
     return path if path.exists() else None
 
 
-def _run(command: Sequence[str]) -> None:
-    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if result.returncode:
-        raise KernelsUnavailable(
-            f"{' '.join(command)} failed with code {result.returncode}:\n{result.stdout[-2000:]}")
-
-
-def build(output: Path, target: Sequence[str]) -> None:
-    """Compile ``csrc/`` into the shared library ``output`` for ``target`` (flags: ``-march=x86-64-v3``).
-
-    Compiling and linking are two steps so that GCC does not add its own OpenMP runtime to Paddle's.
-    """
-    compiler, openmp = find_compiler(), paddle_openmp()
-    link = ["-fopenmp"] if openmp is None else [str(openmp), f"-Wl,-rpath,{openmp.parent}"]
-    with tempfile.TemporaryDirectory() as folder:
-        unit = os.path.join(folder, "ppsr2q_ops.o")
-        _run([compiler, *OPTIMIZATION, *target, "-fopenmp", "-c", str(SOURCES / UNIT), "-o", unit])
-        _run([compiler, "-shared", unit, "-o", str(output), *link])
-
-
-def cache_folder() -> Path:
-    """$PPSR2Q_CACHE, or ppsr2q in the user's cache folder (XDG)."""
-    if os.environ.get("PPSR2Q_CACHE"):
-        return Path(os.environ["PPSR2Q_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppsr2q"
-
-
-def _cpu_features() -> str:
-    """What tells processors apart that share one home folder."""
-    with contextlib.suppress(OSError):
-        with open("/proc/cpuinfo") as file:
-            lines = [line for line in file if line.startswith(("flags", "Features", "model name"))]
-        return "".join(sorted(set(lines)))
-    return platform.processor()
-
-
-def build_key() -> str:
-    """Hash of everything that the library depends on: sources, compiler, flags, processor, Paddle."""
-    compiler = find_compiler()
-    version = subprocess.run([compiler, "--version"], stdout=subprocess.PIPE,
-                             stderr=subprocess.STDOUT, text=True)
-    parts = [compiler, version.stdout, " ".join([*OPTIMIZATION, *native_target()]), _cpu_features(),
-             paddle.__version__, str(paddle_openmp())]
-    for source in sorted(SOURCES.iterdir()):
-        if source.suffix in (".h", ".cpp"):
-            parts += [source.name, source.read_text()]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
-
-
-def _digest(key: str, library: bytes) -> bytes:
-    return hashlib.sha256(key.encode() + library).digest()
-
-
-def _build_into_cache(path: Path, key: str) -> None:
-    print(f"ppsr2q: compiling CPU kernels, once, about {COMPILE_SECONDS} s", file=sys.stderr, flush=True)
-    with atomic_path(path) as temporary:
-        build(Path(temporary), native_target())
-        content = Path(temporary).read_bytes()
-        with open(temporary, "ab") as file:  # a loader ignores what follows the last section
-            file.write(_digest(key, content))
-
-
-def _open_cached(path: Path, key: str) -> Optional[ctypes.CDLL]:
-    """The cached library; None when there is none or it is damaged (loading such a file could crash)."""
-    try:
-        content = path.read_bytes()
-        if content[-_DIGEST_SIZE:] != _digest(key, content[:-_DIGEST_SIZE]):
-            return None
-        return ctypes.CDLL(str(path))
-    except OSError:
-        return None
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on ``path``, so that of several processes one builds and the others wait."""
-    import fcntl
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def load_or_build(folder: Path) -> ctypes.CDLL:
-    """The library for this machine from the cache ``folder``, built first when it is absent or damaged."""
-    if os.name != "posix":
-        raise KernelsUnavailable(f"they are not built on {platform.system()}: use Linux, macOS or WSL")
-    key = build_key()
-    path = folder / f"kernels-{key}.so"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / "kernels.lock"):
-            library = _open_cached(path, key)
-            if library is None:
-                _build_into_cache(path, key)
-                library = _open_cached(path, key)
-    except (OSError, UserError) as error:
-        raise KernelsUnavailable(
-            f"cannot write the kernel cache {folder} ({error}): set PPSR2Q_CACHE") from error
-    if library is None:
-        raise KernelsUnavailable(f"{path} was built but cannot be loaded")
-    return library
+def kernels(target: Sequence[str]) -> native_build.Library:
+    """The library of ``csrc/`` for ``target`` (flags: ``-march=x86-64-v3``)."""
+    openmp = paddle_openmp()
+    link = ("-fopenmp",) if openmp is None else (str(openmp), f"-Wl,-rpath,{openmp.parent}")
+    return native_build.Library("kernels", "CPU kernels", COMPILE_SECONDS, SOURCES / UNIT, (SOURCES,), tuple(target),
+                                ("-fopenmp",), link, (paddle.__version__,))
 
 
 @functools.lru_cache(maxsize=None)
@@ -181,7 +63,7 @@ def _attempt():
     if setting == "off":
         return None, "PPSR2Q_KERNELS=off"
     try:
-        return load_or_build(cache_folder()), None
+        return native_build.load_or_build(kernels(native_target()), cache_folder()), None
     except KernelsUnavailable as error:
         warnings.warn(f"CPU kernels are not available: {error}. Plain Paddle computes instead, with the same "
                       f"results, about ten times slower (PPSR2Q_KERNELS=off silences this).", stacklevel=2)

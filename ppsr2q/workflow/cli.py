@@ -8,6 +8,7 @@ from typing import Callable
 from ppsr2q.core.config import Config, describe_options, load_config
 from ppsr2q.core.environment import keep_freed_memory
 from ppsr2q.core.errors import Interrupted, ParityError, UserError
+from ppsr2q.deploy import ENGINES
 
 EXAMPLE = "example: -o train.iterations=600 -o data.train=/data/DIV2K"
 
@@ -52,16 +53,20 @@ def _leave(message: str, code: int) -> None:
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
     """``--engine`` and ``--threads`` of the tools that use a finished model."""
-    parser.add_argument("--engine", choices=("paddle", "onnxruntime"), default="paddle",
-                        help="onnxruntime: for packed models; needs no Paddle (default: paddle)")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads of ONNX Runtime (default: all processors)")
+    parser.add_argument("--engine", choices=("paddle", *ENGINES), default="paddle",
+                        help="of a packed model also runtime (ppsr2q's own, on integers) and onnxruntime, both without "
+                             "Paddle (default: paddle)")
+    parser.add_argument("--threads", type=int, metavar="N",
+                        help="of an engine other than paddle (default: all processors)")
 
 
 def configure(arguments: argparse.Namespace, needs_paddle: bool = True) -> Config:
-    """Read the config, and prepare Paddle for it."""
+    """Read the config, prepare Paddle for it where it computes, and let memory stay with the program."""
     config = load_config(arguments.config, arguments.override)
     if needs_paddle:
         prepare(config)
+    else:
+        keep_freed_memory()
     return config
 
 

@@ -6,6 +6,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import numpy as np
 
+from ppsr2q import deploy
 from ppsr2q.core.config import Config
 from ppsr2q.core.errors import UserError
 from ppsr2q.data.datasets import TestSet
@@ -21,8 +22,8 @@ def load_upscaler(config: Config, config_path: Optional[str], model: Optional[st
     """(callable image -> image, scale) from a fused or packed file, or from the config's stage.
 
     Args:
-        engine: ``paddle``, or ``onnxruntime``: for packed files, without Paddle.
-        threads: of ONNX Runtime; Paddle takes its number from OMP_NUM_THREADS.
+        engine: ``paddle``, or one of ``ppsr2q.deploy.ENGINES``: for packed files, without Paddle.
+        threads: of those engines; Paddle takes its number from OMP_NUM_THREADS.
 
     Raises:
         UserError: neither a config nor a file was given, or both a file and a stage, or an engine that cannot do it.
@@ -31,10 +32,11 @@ def load_upscaler(config: Config, config_path: Optional[str], model: Optional[st
         raise UserError("give -c CONFIG or --model FILE")
     if model is not None and stage is not None:
         raise UserError(f"--stage {stage} is a state of a config's run; leave --model {model} out, or the stage")
-    if engine == "onnxruntime":
-        return _onnx_upscaler(config, model, threads)
+    if engine != "paddle":
+        return _packed_upscaler(config, model, engine, threads)
     if threads is not None:
-        raise UserError(f"--threads {threads} is of --engine onnxruntime; Paddle's threads are set with OMP_NUM_THREADS")
+        raise UserError(f"--threads {threads} is of --engine {' or '.join(deploy.ENGINES)}; Paddle's threads are set with "
+                        "OMP_NUM_THREADS")
     if stage == "bicubic":
         return bicubic_upscaler(config.model.scale), config.model.scale
     from ppsr2q.workflow.networks import load_model, upscaler
@@ -46,14 +48,14 @@ def load_upscaler(config: Config, config_path: Optional[str], model: Optional[st
     return upscaler(network), network.scale
 
 
-def _onnx_upscaler(config: Config, model: Optional[str], threads: Optional[int]) -> Tuple[Upscale, int]:
+def _packed_upscaler(config: Config, model: Optional[str], engine: str,
+                     threads: Optional[int]) -> Tuple[Upscale, int]:
     if model is None:
-        raise UserError("--engine onnxruntime needs --model FILE, a packed model (tools/export.py --format packed)")
+        raise UserError(f"--engine {engine} needs --model FILE, a packed model (tools/export.py --format packed)")
     if config.model.routing != "argmax":
-        raise UserError(f"model.routing is {config.model.routing!r}; exported graphs route by argmax only")
-    from ppsr2q.deploy import load
-    runtime = load(model) if threads is None else load(model, threads=threads)
-    return runtime.upscale, runtime.scale
+        raise UserError(f"model.routing is {config.model.routing!r}; packed models route by argmax only")
+    loaded = deploy.load(model, threads, engine)
+    return loaded.upscale, loaded.scale
 
 
 def measure(config: Config, upscale: Upscale, scale: int, sets: List[str]) -> Dict[str, Any]:

@@ -13,6 +13,7 @@ from ppsr2q.core.files import load_artifact, save_artifact
 from ppsr2q.deploy import packed
 from ppsr2q.deploy.packed import pack_codes, read_packed, unpack_codes, write_packed
 from tests.deploy.models import random_model
+from tests.deploy.mutations import mutate_artifact, mutate_bytes
 
 MUTATIONS = int(os.environ.get("PPSR2Q_MUTATIONS", "1000"))  # of each kind
 
@@ -199,63 +200,11 @@ def _read_or_refuse(path):
 
 def test_mutated_bytes_are_refused(file, tmp_path):
     """Flips, cuts, insertions and overwritten runs, half of them in the header."""
-    rng = np.random.default_rng(1)
-    content = file.read_bytes()
-    header = 8 + int.from_bytes(content[:8], "little")
-    path = tmp_path / "m.safetensors"
+    rng, content, path = np.random.default_rng(1), file.read_bytes(), tmp_path / "m.safetensors"
     for _ in range(MUTATIONS):
-        mutated = bytearray(content)
-        at = int(rng.integers(0, header if rng.random() < 0.5 else len(content)))
-        kind = rng.integers(4)
-        if kind == 0:
-            mutated[at] ^= 1 << int(rng.integers(8))
-        elif kind == 1:
-            del mutated[at:]
-        elif kind == 2:
-            mutated[at:at] = rng.bytes(int(rng.integers(1, 9)))
-        else:
-            mutated[at:at + 8] = rng.bytes(min(8, len(content) - at))
+        mutated = mutate_bytes(content, rng)
         path.write_bytes(mutated)
-        assert not _read_or_refuse(path) or bytes(mutated) == content
-
-
-_VALUES = (None, True, 0, -1, 2**70, 1e308, "", "**", "*" * 60, [], [[]], {}, {"bits": 4}, [0, float("inf")])
-
-
-def _mutate_tree(tree, rng):
-    """Replace, remove or double one random node of nested dicts and lists."""
-    nodes = []
-
-    def walk(node):
-        for key in (list(node) if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ()):
-            nodes.append((node, key))
-            walk(node[key])
-    walk(tree)
-    node, key = nodes[int(rng.integers(len(nodes)))]
-    kind = rng.integers(3)
-    if kind == 0:
-        node[key] = _VALUES[int(rng.integers(len(_VALUES)))]
-    elif kind == 1:
-        del node[key]
-    elif isinstance(node, list):
-        node.insert(key, node[key])
-    else:
-        node[f"{key}x"] = node[key]
-
-
-def _mutate_tensors(tensors, rng):
-    name = ("codes", "bounds", "rest")[int(rng.integers(3))]
-    array = tensors[name]
-    kind = rng.integers(4)
-    if kind == 0:
-        raw = array.view(np.uint8)
-        raw[int(rng.integers(raw.size))] = rng.integers(256)
-    elif kind == 1:
-        tensors[name] = array[:int(rng.integers(array.size))]
-    elif kind == 2:
-        tensors[name] = array.astype((np.float16, np.int64, np.bool_)[int(rng.integers(3))])
-    else:
-        tensors[name] = np.resize(array, (int(rng.integers(4)), int(rng.integers(3))))
+        assert not _read_or_refuse(path) or mutated == content
 
 
 def test_mutated_content_with_a_right_hash_does_no_harm(file, tmp_path, monkeypatch):
@@ -264,13 +213,7 @@ def test_mutated_content_with_a_right_hash_does_no_harm(file, tmp_path, monkeypa
     artifact = load_artifact(file)
     rng, path, refused = np.random.default_rng(2), tmp_path / "m.safetensors", 0
     for _ in range(MUTATIONS // 4):
-        tensors = {name: array.copy() for name, array in artifact.tensors.items()}
-        metadata = json.loads(json.dumps(artifact.metadata))
-        if rng.random() < 0.5:
-            _mutate_tree(metadata, rng)
-        else:
-            with np.errstate(all="ignore"):
-                _mutate_tensors(tensors, rng)
+        tensors, metadata = mutate_artifact(artifact, rng)
         save_artifact(path, tensors, packed.PACKED_KIND, metadata)
         refused += not _read_or_refuse(path)
     assert refused > MUTATIONS // 16

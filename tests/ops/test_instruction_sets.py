@@ -9,6 +9,7 @@ import pytest
 from paddle import nn
 
 from ppsr2q import ops
+from ppsr2q.core import native_build
 from ppsr2q.ops import native
 from tests.ops import comparison
 from tests.ops.comparison import point, trainable
@@ -25,7 +26,7 @@ def variant(request, tmp_path_factory):
         pytest.skip("x86 instruction sets")
     output = tmp_path_factory.mktemp("variant") / "kernels.so"
     # -O1: compiles in half the time, and is tested too
-    native.build(output, [VARIANTS[request.param], "-O1"])
+    native_build.build(native.kernels([VARIANTS[request.param], "-O1"]), output)
     if NEEDED[request.param] not in Path("/proc/cpuinfo").read_text():
         pytest.skip(f"built; this machine does not run {request.param}")
     library, original = ctypes.CDLL(str(output)), native._attempt

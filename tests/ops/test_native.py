@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ppsr2q.core import native_build
 from ppsr2q.core.errors import UserError
 from ppsr2q.ops import native
 from tests.ops import comparison
@@ -28,36 +29,42 @@ def small_sources(tmp_path, monkeypatch):
     return tmp_path / "csrc"
 
 
+def load_or_build(folder):
+    return native_build.load_or_build(native.kernels(native.native_target()), folder)
+
+
 def builds(capsys):
     return capsys.readouterr().err.count("compiling CPU kernels")
 
 
 def test_second_load_comes_from_the_cache_and_changed_sources_are_rebuilt(small_sources, tmp_path, capsys):
-    assert native.load_or_build(tmp_path / "cache").ppsr2q_answer() == 42
+    assert load_or_build(tmp_path / "cache").ppsr2q_answer() == 42
     assert builds(capsys) == 1
-    native.load_or_build(tmp_path / "cache")
+    load_or_build(tmp_path / "cache")
     assert builds(capsys) == 0
     (small_sources / native.UNIT).write_text(SOURCE.replace("42", "43"))
-    assert native.load_or_build(tmp_path / "cache").ppsr2q_answer() == 43
+    assert load_or_build(tmp_path / "cache").ppsr2q_answer() == 43
     assert builds(capsys) == 1
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "changed", "text"])
 def test_damaged_cache_is_rebuilt(small_sources, tmp_path, capsys, damage):
-    path = tmp_path / f"kernels-{native.build_key()}.so"
-    native._build_into_cache(path, native.build_key())
+    library = native.kernels(native.native_target())
+    path = tmp_path / f"kernels-{native_build.build_key(library)}.so"
+    native_build.build_into_cache(library, path, native_build.build_key(library))
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     damaged = {"truncated": content[:len(content) // 2], "empty": b"", "changed": content, "text": b"text"}
     path.write_bytes(damaged[damage])
-    assert native.load_or_build(tmp_path).ppsr2q_answer() == 42
+    assert load_or_build(tmp_path).ppsr2q_answer() == 42
     assert builds(capsys) == 2
 
 
 def test_processes_that_build_at_the_same_time_do_not_disturb_each_other(small_sources, tmp_path):
-    code = ("import sys; from pathlib import Path; from ppsr2q.ops import native; "
-            "native.SOURCES = Path(sys.argv[1]); "
-            "print(native.load_or_build(Path(sys.argv[2])).ppsr2q_answer())")
+    code = ("import sys; from pathlib import Path; from ppsr2q.core import native_build; "
+            "from ppsr2q.ops import native; native.SOURCES = Path(sys.argv[1]); "
+            "library = native.kernels(native.native_target()); "
+            "print(native_build.load_or_build(library, Path(sys.argv[2])).ppsr2q_answer())")
     command = [sys.executable, "-c", code, str(small_sources), str(tmp_path / "cache")]
     environment = dict(os.environ, PYTHONPATH=str(ROOT))
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -90,10 +97,10 @@ def test_no_compiler_is_one_warning_that_says_what_helps(monkeypatch):
 def test_failed_build_and_unwritable_cache_are_reported(small_sources, tmp_path, monkeypatch):
     (small_sources / native.UNIT).write_text("this is not C++")
     with pytest.raises(native.KernelsUnavailable, match="failed with code 1"):
-        native.load_or_build(tmp_path / "cache")
+        load_or_build(tmp_path / "cache")
     (tmp_path / "file").write_text("")
     with pytest.raises(native.KernelsUnavailable, match="set PPSR2Q_CACHE"):
-        native.load_or_build(tmp_path / "file" / "cache")
+        load_or_build(tmp_path / "file" / "cache")
 
 
 def test_the_user_can_switch_kernels_off(monkeypatch):

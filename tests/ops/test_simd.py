@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ppsr2q.core import native_build
 from ppsr2q.ops import native
 
 DRIVER = Path(__file__).with_name("simd_driver.cpp")
@@ -48,12 +49,12 @@ def driver(request, tmp_path_factory):
     if not _runs_here(request.param):
         pytest.skip(f"this processor has no {request.param}")
     try:
-        compiler = native.find_compiler()
-    except native.KernelsUnavailable as error:
+        compiler = native_build.find_compiler()
+    except native_build.KernelsUnavailable as error:
         pytest.skip(str(error))
     output = tmp_path_factory.mktemp("simd") / "driver.so"
     target = native.native_target() if march is None else [f"-march={march}"]
-    subprocess.run([compiler, *native.OPTIMIZATION, "-fvisibility=default", "-Wall", "-Wextra", "-Werror",
+    subprocess.run([compiler, *native_build.OPTIMIZATION, "-fvisibility=default", "-Wall", "-Wextra", "-Werror",
                     *target, f"-I{native.SOURCES}", "-shared", str(DRIVER), "-o", str(output)], check=True)
     return Driver(output)
 

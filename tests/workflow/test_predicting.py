@@ -1,3 +1,4 @@
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -6,11 +7,14 @@ import cv2
 import numpy as np
 import pytest
 
-import ppsr2q.deploy
+from ppsr2q import deploy
 from ppsr2q.core.config import Config, load_config
 from ppsr2q.core.errors import UserError
+from ppsr2q.data.embedded import write_embedded
+from ppsr2q.deploy.packed import write_packed
 from ppsr2q.workflow.evaluating import load_upscaler
 from ppsr2q.workflow.predicting import predict
+from tests.deploy.models import random_model
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -54,47 +58,64 @@ def test_a_damaged_video_is_named_and_leaves_nothing(tmp_path):
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_the_runtime_gets_file_and_threads(monkeypatch):
-    class Runtime:
+def test_engines_get_file_and_threads(monkeypatch):
+    class Engine:
         scale, upscale = 2, staticmethod(doubled)
     calls = []
-    monkeypatch.setattr(ppsr2q.deploy, "load", lambda *a, **k: calls.append((a, k)) or Runtime(), raising=False)
+    monkeypatch.setattr(deploy, "load", lambda *arguments: calls.append(arguments) or Engine())
     assert load_upscaler(Config(), None, "m", None, "onnxruntime", 3) == (doubled, 2)
-    assert load_upscaler(Config(), None, "m", None, "onnxruntime") == (doubled, 2)
-    assert calls == [(("m",), {"threads": 3}), (("m",), {})]
+    assert load_upscaler(Config(), None, "m", None, "runtime") == (doubled, 2)
+    assert calls == [("m", 3, "onnxruntime"), ("m", None, "runtime")]
 
 
-def test_the_runtime_only_does_what_it_can():
+@pytest.mark.parametrize("engine", deploy.ENGINES)
+def test_engines_without_paddle_only_do_what_they_can(engine):
     with pytest.raises(UserError, match="argmax only"):
-        load_upscaler(load_config(None, ["model.routing=gumbel"]), None, "m", None, "onnxruntime")
+        load_upscaler(load_config(None, ["model.routing=gumbel"]), None, "m", None, engine)
     with pytest.raises(UserError, match="--format packed"):
-        load_upscaler(Config(), "configs/x.yml", None, None, "onnxruntime")
+        load_upscaler(Config(), "configs/x.yml", None, None, engine)
+    with pytest.raises(UserError, match="m: no such file"):
+        load_upscaler(Config(), None, "m", None, engine)
 
 
+def test_an_unknown_engine_is_named(tmp_path):
+    with pytest.raises(UserError, match="engine 'abacus': expected one of runtime, onnxruntime"):
+        deploy.load(tmp_path / "m", engine="abacus")
+
+
+@pytest.fixture(scope="module")
+def packed_model(tmp_path_factory):
+    """A file whose network holds no quantizers and numbers near 0: its outputs are finite."""
+    model = random_model(overrides={"**": None})
+    floats = {name: value * np.float32(0.02) for name, value in model.floats.items()}
+    path = tmp_path_factory.mktemp("packed") / "model.safetensors"
+    write_packed(path, dataclasses.replace(model, floats=floats))
+    return path
+
+
+@pytest.mark.parametrize("engine", deploy.ENGINES)
 @pytest.mark.parametrize("name, arguments", [
-    ("predict", ["photos", "enlarged"]), ("evaluate", ["-o", "data.root=data", "--sets", "Embedded"]),
+    ("predict", ["photos", "enlarged"]), ("predict", ["photos", "enlarged", "--tile", "24", "--overlap", "8"]),
+    ("evaluate", ["-o", "data.root=data", "--sets", "Embedded"]),
 ])
-def test_the_tools_need_no_paddle_with_the_runtime(tmp_path, name, arguments):
-    """Paddle is blocked and the runtime replaced by a doubling of pixels; the tool itself runs as it is."""
-    from ppsr2q.data.embedded import write_embedded
+def test_the_tools_need_no_paddle_with_these_engines(packed_model, tmp_path, engine, name, arguments):
+    if engine == "onnxruntime":
+        pytest.importorskip("onnxruntime", reason="needs the extra deploy")
     write_embedded(tmp_path / "data")
     (tmp_path / "photos").mkdir()
     cv2.imwrite(str(tmp_path / "photos" / "a.png"), np.zeros((5, 7, 3), np.uint8))
+    cv2.imwrite(str(tmp_path / "photos" / "b.png"), np.zeros((40, 33), np.uint8))
     program = f"""
 import runpy, sys
 sys.modules["paddle"] = None
-import ppsr2q.deploy
-class Runtime:
-    scale = 2
-    def upscale(self, image):
-        return image.repeat(2, 0).repeat(2, 1)
-ppsr2q.deploy.load = lambda path, threads: Runtime()
-sys.argv = ["{name}", "--engine", "onnxruntime", "--threads", "1", "--model", "m"] + {arguments!r}
+sys.argv = ["{name}", "--engine", "{engine}", "--threads", "2", "--model", {str(packed_model)!r}] + {arguments!r}
 runpy.run_path({str(ROOT / 'tools' / (name + '.py'))!r}, run_name="__main__")
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, text=True, capture_output=True)
     assert done.returncode == 0, done.stdout + done.stderr
     if name == "predict":
         assert cv2.imread(str(tmp_path / "enlarged" / "a.png")).shape == (10, 14, 3)
+        assert cv2.imread(str(tmp_path / "enlarged" / "b.png")).shape == (80, 66, 3)
+        assert "super-resolving" in done.stderr + done.stdout
     else:
         assert "Embedded" in done.stdout

@@ -108,9 +108,11 @@ def test_unknown_formats_and_stray_options_are_named(exported, options, out, tmp
     assert "expected some of fused, packed, onnx, paddle" in tool("export", *options, "--format", "fused,jpeg", expect=2)
     packed = ["--model", out / "model.safetensors"]
     said = tool("predict", *packed, "--threads", "2", tmp_path, tmp_path / "o", expect=2)
-    assert "--engine onnxruntime" in said
-    said = tool("predict", "--engine", "onnxruntime", tmp_path, tmp_path / "o", "-c", CONFIG, expect=2)
+    assert "--engine runtime or onnxruntime" in said
+    said = tool("predict", "--engine", "runtime", tmp_path, tmp_path / "o", "-c", CONFIG, expect=2)
     assert "--format packed" in said
+    said = tool("predict", "--engine", "runtime", *packed, "--threads", "0", tmp_path, tmp_path / "o", expect=2)
+    assert "threads must be a whole number from 1" in said
 
 
 def test_the_inference_model_takes_any_size(exported, out):

@@ -2,7 +2,9 @@
 // of the data alone, write to places of their own, and partial sums are added in the order of the tasks.
 #pragma once
 
+#if defined(_OPENMP)
 #include <omp.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
@@ -15,6 +17,23 @@
 #include "simd.h"
 
 namespace ppsr2q {
+
+// OpenMP's threads; one where the code is compiled without it, as in the deployment runtime, which brings its own.
+inline int available_threads() {
+#if defined(_OPENMP)
+    return omp_get_max_threads();
+#else
+    return 1;
+#endif
+}
+
+inline int thread_number() {
+#if defined(_OPENMP)
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
 
 struct FreeBuffer {
     void operator()(float* p) const { std::free(p); }
@@ -42,13 +61,15 @@ private:
 // thread. Scratch is allocated here, not in the body, because no exception may leave a parallel region.
 template <class Body>
 void parallel_tasks(std::int64_t tasks, std::size_t scratch_size, const Body& body) {
-    const int threads = static_cast<int>(std::min<std::int64_t>(omp_get_max_threads(), tasks));
+    const int threads = static_cast<int>(std::min<std::int64_t>(available_threads(), tasks));
     const std::size_t stride = (scratch_size + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
     Buffer scratch(stride * threads);
     std::atomic<std::int64_t> next(0);
+#if defined(_OPENMP)
 #pragma omp parallel num_threads(threads)
+#endif
     {
-        float* own = scratch.data() + stride * omp_get_thread_num();
+        float* own = scratch.data() + stride * thread_number();
         for (std::int64_t task = next++; task < tasks; task = next++) {
             body(task, own);
         }
