@@ -255,8 +255,8 @@ def test_damaged_files_are_refused_or_run(at_4_bits, tmp_path, monkeypatch):
     """A fast form of fuzz_runtime.py, without sanitizers."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     write_packed(tmp_path / "model.safetensors", at_4_bits[1])
-    counts = fuzz(tmp_path / "model.safetensors", 300, tmp_path, np.random.default_rng(0))
-    assert min(counts["ran"], counts["refused"]) >= 50
+    counts = fuzz(tmp_path / "model.safetensors", 150, tmp_path, np.random.default_rng(0))
+    assert min(counts["ran"], counts["refused"]) >= 30
 
 
 def test_no_second_openmp_runtime_is_loaded():

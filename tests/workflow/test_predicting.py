@@ -10,7 +10,6 @@ import pytest
 from ppsr2q import deploy
 from ppsr2q.core.config import Config, load_config
 from ppsr2q.core.errors import UserError
-from ppsr2q.data.embedded import write_embedded
 from ppsr2q.deploy.packed import write_packed
 from ppsr2q.workflow.evaluating import load_upscaler
 from ppsr2q.workflow.predicting import predict
@@ -96,13 +95,14 @@ def packed_model(tmp_path_factory):
 @pytest.mark.parametrize("engine", deploy.ENGINES)
 @pytest.mark.parametrize("name, arguments", [
     ("predict", ["photos", "enlarged"]), ("predict", ["photos", "enlarged", "--tile", "24", "--overlap", "8"]),
-    ("evaluate", ["-o", "data.root=data", "--sets", "Embedded"]),
+    ("evaluate", ["-o", "data.root=data", "--sets", "Small"]),
 ])
 def test_the_tools_need_no_paddle_with_these_engines(packed_model, tmp_path, engine, name, arguments):
     if engine == "onnxruntime":
         pytest.importorskip("onnxruntime", reason="needs the extra deploy")
-    write_embedded(tmp_path / "data")
-    (tmp_path / "photos").mkdir()
+    for folder in ("data/Small/HR", "photos"):
+        (tmp_path / folder).mkdir(parents=True)
+    cv2.imwrite(str(tmp_path / "data" / "Small" / "HR" / "c.png"), np.full((36, 40, 3), 90, np.uint8))
     cv2.imwrite(str(tmp_path / "photos" / "a.png"), np.zeros((5, 7, 3), np.uint8))
     cv2.imwrite(str(tmp_path / "photos" / "b.png"), np.zeros((40, 33), np.uint8))
     program = f"""
@@ -118,4 +118,4 @@ runpy.run_path({str(ROOT / 'tools' / (name + '.py'))!r}, run_name="__main__")
         assert cv2.imread(str(tmp_path / "enlarged" / "b.png")).shape == (80, 66, 3)
         assert "super-resolving" in done.stderr + done.stdout
     else:
-        assert "Embedded" in done.stdout
+        assert "Small" in done.stdout
