@@ -6,6 +6,7 @@
 fused    fused.safetensors: float weights and all bounds
 packed   model.safetensors: codes, bounds and the rest; small, runs without Paddle
 onnx     model.onnx: one image of any height and width, in the form that --target runs fastest
+torch    torch.safetensors: weights for the official PyTorch network, which ppsr2q/deploy/torch_loader.py quantizes
 paddle   inference/: Paddle inference model, one image of any height and width
 
 Leaves with exit code 3 when a written model answers differently from the calibrated student.
