@@ -71,41 +71,36 @@ def official():
     return official_network(Path(folder), 2)
 
 
-def loaded(official, folder, network, quantizers):
-    from ppsr2q.deploy.torch_loader import load_quantized
-    write_torch(folder / "t.safetensors", parameters_of(network), quantizers, {"architecture": ARCHITECTURE})
-    return load_quantized(official, folder / "t.safetensors")
-
-
-def test_without_quantizers_the_official_network_answers_as_ours(official, tmp_path):
-    import torch
-    network, x = build_network(make_config()), probe(SIZE)
-    model = loaded(official, tmp_path, network, {})
-    with torch.no_grad(), paddle.no_grad():
-        assert np.abs(model(torch.from_numpy(x.numpy())).numpy() - network(x).numpy()).max() < 1e-5
-
-
-def test_the_quantized_official_network_answers_as_ours(official, fused, tmp_path):
-    """Layer by layer on our layer's input, because a value within rounding of a threshold gets the next code, and
-    where it decides a class, all later tokens of the scan move. Most layers have no such value; a quantizer that is
-    missing or misplaced makes all of them differ."""
-    import torch
-    student, quantizers = fused
-    model, x = loaded(official, tmp_path, student, quantizers), probe(SIZE)
-    given, ours, handles = [], [], []
-    for _, layer in student.blocks():
-        handles += [layer.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0].numpy())),
-                    layer.register_forward_post_hook(lambda _, inputs, output: ours.append(output.numpy()))]
+def layers_with_inputs(network, x):
+    """(inputs, outputs) of our attentive layers, and the output of the network, as arrays."""
+    inputs, outputs, handles = [], [], []
+    for _, layer in network.blocks():
+        handles += [layer.register_forward_pre_hook(lambda _, given: inputs.append(given[0].numpy())),
+                    layer.register_forward_post_hook(lambda _, given, output: outputs.append(output.numpy()))]
     with paddle.no_grad():
-        expected = student(x).numpy()
+        y = network(paddle.to_tensor(x)).numpy()
     for handle in handles:
         handle.remove()
-    padded = (32, 32)
+    return inputs, outputs, y
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_the_official_network_answers_as_ours(quantized, official, fused, tmp_path):
+    """Layer by layer on our layer's input: a value within rounding of a threshold gets the next code (or class), and
+    a class that changes moves all later tokens of the scan. Most layers have no such value; a quantizer that is missing
+    or misplaced makes all of them differ."""
+    import torch
+
+    from ppsr2q.deploy.torch_loader import load_quantized
+    network, quantizers = fused if quantized else (build_network(make_config()), {})
+    write_torch(tmp_path / "t.safetensors", parameters_of(network), quantizers, {"architecture": ARCHITECTURE})
+    model, image, padded = load_quantized(official, tmp_path / "t.safetensors"), probe(SIZE).numpy(), (32, 32)
+    inputs, ours, expected = layers_with_inputs(network, image)
     parameters = {"attn_mask": model.calculate_mask(padded), "rpi_sa": model.relative_position_index_SA}
     layers = [layer for stage in model.layers for layer in stage.residual_group.layers]
     with torch.no_grad():
-        theirs = [layer(torch.from_numpy(x), padded, parameters).numpy() for layer, x in zip(layers, given)]
-        y = model(torch.from_numpy(x.numpy())).numpy()
+        theirs = [layer(torch.from_numpy(x), padded, parameters).numpy() for layer, x in zip(layers, inputs)]
+        y = model(torch.from_numpy(image)).numpy()
     differing = [(np.abs(a - b) > 1e-5).mean() for a, b in zip(theirs, ours)]
-    assert len(differing) == 20 and np.median(differing) == 0 and max(differing) < 0.1, differing
-    assert np.sqrt(((y - expected)**2).mean()) < 2 * LEVEL
+    assert len(differing) == 20 and np.median(differing) == 0, differing
+    assert np.sqrt(((y - expected)**2).mean()) < (2 * LEVEL if quantized else 1e-4)
