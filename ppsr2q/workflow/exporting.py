@@ -15,6 +15,7 @@ from ppsr2q.core.errors import ParityError, UserError
 from ppsr2q.core.files import load_artifact, save_artifact
 from ppsr2q.deploy.onnx_export import TARGETS, OnnxUpscaler, write_onnx
 from ppsr2q.deploy.packed import PackedModel, write_packed
+from ppsr2q.deploy.openvino import OpenvinoUpscaler, write_openvino
 from ppsr2q.deploy.packing import pack
 from ppsr2q.deploy.torch_export import TORCH_KIND, write_torch
 from ppsr2q.models.convert_torch import to_paddle_layout
@@ -97,12 +98,13 @@ def _outputs(network, noise: float = 0.0) -> List[np.ndarray]:
 
 
 def export(config: Config, config_path: str, formats: Sequence[str] = DEFAULT_FORMATS,
-           rest: str = "float32", target: str = "ort") -> Dict[str, Written]:
+           rest: str = "float32", target: str = "ort", optimize: bool = False) -> Dict[str, Written]:
     """Fuse, and write every format (a key of ``FORMATS``) under ``output_dir``.
 
     Args:
         rest: type of what is not quantized in a packed model, ``float32`` or ``float16``.
         target: of the ONNX file, a key of ``TARGETS``.
+        optimize: OpenVINO's network has the scans as operators of our extension.
 
     Raises:
         UserError: unknown format or target, or a stage that has not run.
@@ -119,7 +121,7 @@ def export(config: Config, config_path: str, formats: Sequence[str] = DEFAULT_FO
     own = max(map(_root_mean_square, _outputs(student, ROUNDING_NOISE), expected))
     fuse(student, quantized.tensors)
     job = _Job(student, quantized.plan, bounds, provenance(config, quantized.teacher), paths(config), rest,
-               target, expected, max(GRAPH_TOLERANCE, NOISE_FACTOR * own))
+               target, optimize, expected, max(GRAPH_TOLERANCE, NOISE_FACTOR * own))
     return {name: FORMATS[name](job) for name in FORMATS if name in formats}
 
 
@@ -135,6 +137,7 @@ class _Job:
     paths: Dict[str, Path]
     rest: str
     target: str
+    optimize: bool
     expected: List[np.ndarray]
     graph_tolerance: float
 
@@ -174,6 +177,14 @@ def _write_onnx(job: _Job) -> Written:
                     job.graph_tolerance)
 
 
+def _write_openvino(job: _Job) -> Written:
+    folder = job.paths["openvino"]
+    write_openvino(folder, job.packed, job.optimize)
+    network = OpenvinoUpscaler(folder, job.provenance["architecture"]["scale"])
+    return _checked(folder, lambda x: paddle.to_tensor(network.run(x.numpy())), job.expected, _root_mean_square,
+                    job.graph_tolerance)
+
+
 def _write_torch(job: _Job) -> Written:
     path = job.paths["torch"]
     parameters, bounds = split_fused_state(fused_state(job.student, job.bounds))
@@ -187,7 +198,8 @@ def _write_torch(job: _Job) -> Written:
 
 #: Format -> its writer, in the order in which they run: the last one turns the student into a graph.
 FORMATS: Dict[str, Callable[[_Job], Written]] = {"fused": _write_fused, "packed": _write_packed, "onnx": _write_onnx,
-                                                 "torch": _write_torch, "paddle": _write_inference_model}
+                                                 "openvino": _write_openvino, "torch": _write_torch,
+                                                 "paddle": _write_inference_model}
 
 
 def _largest(a: np.ndarray, b: np.ndarray) -> float:

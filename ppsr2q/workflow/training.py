@@ -36,6 +36,7 @@ def paths(config: Config) -> Dict[str, Path]:
     return {"bounds": out / "searched_bounds.safetensors", "rectifiers": out / "rectifiers.safetensors",
             "table": out / "spr2q_table.safetensors", "fused": out / "fused.safetensors",
             "packed": out / "model.safetensors", "onnx": out / "model.onnx", "torch": out / "torch.safetensors",
+            "openvino": out / "openvino",
             "inference": out / "inference", "resume": out / "resume", "log": out / "log"}
 
 

@@ -106,7 +106,7 @@ def test_half_precision_answers_nearly_alike(exported, options, out, data, tmp_p
 
 
 def test_unknown_formats_and_stray_options_are_named(exported, options, out, tmp_path):
-    assert "expected some of fused, packed, onnx, torch, paddle" in tool("export", *options, "--format", "fused,jpeg", expect=2)
+    assert "expected some of fused, packed, onnx, openvino, torch, paddle" in tool("export", *options, "--format", "fused,jpeg", expect=2)
     packed = ["--model", out / "model.safetensors"]
     said = tool("predict", *packed, "--threads", "2", tmp_path, tmp_path / "o", expect=2)
     assert "--engine runtime or onnxruntime" in said
