@@ -85,31 +85,34 @@ def call_of(name: str, folder: Path, size: Tuple[int, int], threads: int) -> Cal
     return functools.partial(make(name, folder, threads), _image(*size))
 
 
-def peak_of(upscale: Upscale, size: Tuple[int, int]) -> Dict[str, Any]:
-    """``peak_bytes`` of this process, which loaded an engine, after one call; ``seconds`` of a second call."""
+def peak_of(upscale: Upscale, size: Tuple[int, int], timed: bool) -> Dict[str, Any]:
+    """``peak_bytes`` of this process, which loaded an engine, after one call; ``seconds`` of a second call if wanted."""
     call = functools.partial(upscale, _image(*size))
     timing.limit_memory()
     call()
     peak, started = timing.peak_bytes(), time.perf_counter()
+    if not timed:
+        return {"peak_bytes": peak}
     call()
     return {"peak_bytes": peak, "seconds": time.perf_counter() - started}
 
 
-def look(name: str, folder: Path, size: Tuple[int, int], threads: int) -> Dict[str, Any]:
+def look(name: str, folder: Path, size: Tuple[int, int], threads: int, timed: bool) -> Dict[str, Any]:
     """:func:`peak_of` an engine."""
-    return peak_of(make(name, folder, threads), size)
+    return peak_of(make(name, folder, threads), size, timed)
 
 
-def first_look(name: str, folder: Path, size: Tuple[int, int], threads: int, data: str, test_set: str) -> Dict[str, Any]:
+def first_look(name: str, folder: Path, size: Tuple[int, int], threads: int, timed: bool, data: str,
+               test_set: str) -> Dict[str, Any]:
     """:func:`peak_of` an engine, and ``psnr_y``: mean PSNR-Y in dB of the network in ``folder/quality`` on a test set."""
     upscale = make(name, folder, threads)
-    found = peak_of(upscale, size)
+    found = peak_of(upscale, size, timed)
     from ppsr2q.data.datasets import TestSet  # only now: its packages are no part of the engine's memory
     from ppsr2q.evaluation.evaluator import evaluate
     file = f"{ENGINES[name].network}.safetensors"
-    timed, quality = (read_packed(path / file).architecture["scale"] for path in (folder, folder / "quality"))
-    upscale = upscale if quality == timed else make(name, folder / "quality", threads)
-    return {**found, "psnr_y": evaluate(upscale, [TestSet(data, test_set, quality)])[test_set]["psnr_y"]}
+    timed_scale, scale = (read_packed(path / file).architecture["scale"] for path in (folder, folder / "quality"))
+    upscale = upscale if scale == timed_scale else make(name, folder / "quality", threads)
+    return {**found, "psnr_y": evaluate(upscale, [TestSet(data, test_set, scale)])[test_set]["psnr_y"]}
 
 
 def growth(name: str, folder: Path, sides: Sequence[int], rounds: int, threads: int) -> Dict[str, float]:

@@ -90,7 +90,8 @@ class Measurement:
         if self._arguments.quick and (case == LARGEST or engine in SLOW):
             return {"skipped": "quick"}
         try:
-            return self._child(function, engine, self._folder, CASES[case], self._threads, *arguments)
+            return self._child(function, engine, self._folder, CASES[case], self._threads,
+                               self._arguments.quick, *arguments)
         except (UserError, DoesNotFit) as error:
             return {"skipped": str(error)}
 
