@@ -61,8 +61,8 @@ class Measurement:
         images = write_embedded(self._folder / "embedded")
         arguments = self._arguments
         names = list(dict.fromkeys(engine.network for engine in ENGINES.values()))
-        origins = self._child(make_networks, self._folder, names, arguments.weights, arguments.models, images / "train",
-                              arguments.quick)
+        origins = in_child(make_networks, self._folder, names, arguments.weights, arguments.models, images / "train",
+                           arguments.quick, environment=self._environment())
         self._say("packed models: " + ", ".join(f"{name} ({origin})" for name, origin in origins.items()))
         networks = {name: {"origin": origin, "bytes": (self._folder / f"{name}.safetensors").stat().st_size}
                     for name, origin in origins.items()}

@@ -21,8 +21,8 @@ def main() -> None:
     parser.add_argument("--rest", choices=("float32", "float16"), default="float32",
                         help="type of what is not quantized in a packed model (default: %(default)s)")
     parser.add_argument("--target", default="ort", metavar="ENGINE",
-                        help="of the ONNX file: ort (ONNX Runtime), openvino, tensorrt (not run by the authors), or float, the "
-                             "quantizers' own arithmetic for any engine (default: %(default)s)")
+                        help="of the ONNX file: ort (ONNX Runtime), openvino, tensorrt (not run by the authors), or "
+                             "float, the quantizers' own arithmetic for any engine (default: %(default)s)")
     parser.add_argument("--optimize", action="store_true",
                         help="OpenVINO: the scans as operators of a library that is built here and put beside the IR "
                              "(load it first: core.add_extension)")

@@ -14,8 +14,8 @@ from ppsr2q.core.config import Config
 from ppsr2q.core.errors import ParityError, UserError
 from ppsr2q.core.files import load_artifact, save_artifact
 from ppsr2q.deploy.onnx_export import TARGETS, OnnxUpscaler, write_onnx
-from ppsr2q.deploy.packed import PackedModel, write_packed
 from ppsr2q.deploy.openvino import OpenvinoUpscaler, write_openvino
+from ppsr2q.deploy.packed import PackedModel, write_packed
 from ppsr2q.deploy.packing import pack
 from ppsr2q.deploy.torch_export import TORCH_KIND, write_torch
 from ppsr2q.models.convert_torch import to_paddle_layout

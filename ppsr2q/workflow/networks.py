@@ -183,7 +183,7 @@ def load_fused(path: Union[str, Path], routing: str = "argmax", routing_seed: in
         raise UserError(f"{path}: unknown architecture {architecture['name']!r}; known: {', '.join(ARCHITECTURES)}")
     state, bounds = split_fused_state(artifact.tensors)
     return fused_network(architecture, Plan.from_description(artifact.metadata["plan"], str(path)), state, bounds,
-                          str(path), routing, routing_seed)
+                         str(path), routing, routing_seed)
 
 
 def load_packed(path: Union[str, Path], routing: str = "argmax", routing_seed: int = 0) -> nn.Layer:
@@ -195,7 +195,7 @@ def load_packed(path: Union[str, Path], routing: str = "argmax", routing_seed: i
     model = read_packed(path)
     bounds = {name: np.array([q.lower, q.upper], np.float32) for name, q in model.quantizers.items()}
     return fused_network(model.architecture, Plan.from_description(model.metadata["plan"], str(path)), unpack(model),
-                          bounds, str(path), routing, routing_seed)
+                         bounds, str(path), routing, routing_seed)
 
 
 def load_model(path: Union[str, Path], routing: str = "argmax", routing_seed: int = 0) -> nn.Layer:
