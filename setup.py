@@ -6,7 +6,8 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "ppsr2q/__init__.py").read_text(encoding="utf-8")).group(1)
-TEST = ["pytest>=7", "onnx<=1.17", "onnxruntime"]
+DEPLOY = ["onnx<=1.17", "onnxruntime", "openvino"]
+TEST = ["pytest>=7", *DEPLOY]
 
 setup(
     name="ppsr2q",
@@ -18,7 +19,7 @@ setup(
     python_requires=">=3.9",
     packages=find_packages(include=["ppsr2q", "ppsr2q.*"]) + ["ppsr2q.models"],
     package_dir={"ppsr2q.models": "models"},
-    package_data={"ppsr2q.ops": ["csrc/*"], "ppsr2q.deploy.runtime": ["csrc/*"],
+    package_data={"ppsr2q.ops": ["csrc/*"], "ppsr2q.deploy.runtime": ["csrc/*"], "ppsr2q.deploy.openvino": ["*.cpp"],
                   "ppsr2q.models": ["weights/*.safetensors"]},
     install_requires=[
         # Paddle 3.3.1 reads shape-[1] tensors in a way that numpy 2.4 no longer allows
@@ -37,6 +38,6 @@ setup(
         # the newest GPU build on PyPI; builds of 3.x are on Paddle's own index (README)
         "gpu": ["paddlepaddle-gpu==2.6.2", "numpy<2", "opencv-python-headless<=4.11.0.86", "setuptools"],
         "test": TEST,
-        "deploy": ["onnx<=1.17", "onnxruntime"],
+        "deploy": DEPLOY,
     },
 )

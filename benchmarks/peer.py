@@ -91,17 +91,25 @@ def _import(name: str):
         raise UserError(f"--peer needs the Python package {error.name}: {_INSTALL}") from None
 
 
-def _load(folder: Path, network):
-    for needed in (_ARCHITECTURE, _OPTIONS.format(network.scale)):
+def official_network(folder: Path, scale: int):
+    """The official network of a checkout as its own options build it, with its initial weights.
+
+    Raises:
+        UserError: no such checkout, or a package that it needs is missing.
+    """
+    for needed in (_ARCHITECTURE, _OPTIONS.format(scale)):
         if not (folder / needed).is_file():
             raise UserError(f"--peer {folder}: not a checkout of csguoh/MambaIR, it lacks {needed}")
-    torch = _import("torch")
+    _import("torch")
     _stand_in_modules(folder)
     architecture = _import("basicsr.archs.mambairv2light_arch")
+    options = yaml.safe_load((folder / _OPTIONS.format(scale)).read_text(encoding="utf-8"))["network_g"]
+    return getattr(architecture, options.pop("type"))(**options)
+
+
+def _load(folder: Path, network):
+    model, torch = official_network(folder, network.scale), _import("torch")
     torch.nn.functional.gumbel_softmax = _argmax_one_hot
-    option_file = folder / _OPTIONS.format(network.scale)
-    options = yaml.safe_load(option_file.read_text(encoding="utf-8"))["network_g"]
-    model = getattr(architecture, options.pop("type"))(**options)
     state = to_paddle_layout(official_state(network))  # it transposes, so it is its own inverse
     model.load_state_dict({**{key: value for key, value in model.state_dict().items() if key not in state},
                            **{key: torch.from_numpy(value) for key, value in state.items()}})

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 import numpy as np
 
@@ -51,7 +51,8 @@ def _figures(figures: Mapping[str, Any], fused: Mapping[str, Any]) -> str:
     return text
 
 
-def _verdict(met: bool) -> str:
+def met_or_missed(met: bool) -> str:
+    """What a report says of a target."""
     return "met" if met else "missed"
 
 
@@ -60,18 +61,18 @@ def _targets(record: Record) -> List[str]:
     for case, variant, target, stretch in RATIOS:
         found = ratio(record, case, variant)
         measured, verdict = ("not run", "") if found is None else \
-            (f"{found:.1f}×", _verdict(found >= target))
+            (f"{found:.1f}×", met_or_missed(found >= target))
         lines.append(f"| {case}, {variant} / fused | {measured} | {target}× | {stretch}× | {verdict} |")
     case, target, stretch = MEMORY
     peak = record["cases"][case]["fused"].get("peak_bytes")
     measured, verdict = ("not run", "") if peak is None else \
-        (f"{peak / GIGABYTE:.2f} GB", _verdict(peak <= target * GIGABYTE))
+        (f"{peak / GIGABYTE:.2f} GB", met_or_missed(peak <= target * GIGABYTE))
     lines.append(f"| {case}, peak memory of fused | {measured} | ≤ {target} GB | ≤ {stretch} GB "
                  f"| {verdict} |")
     low, high = flatness(record)
     sides = list(record["results"]["growth"])
     lines.append(f"| time per pixel, {sides[0]}² to {sides[-1]}² | {low:+.0%} … {high:+.0%} "
-                 f"| ±{FLATNESS:.0%} | | {_verdict(high <= FLATNESS)} |")
+                 f"| ±{FLATNESS:.0%} | | {met_or_missed(high <= FLATNESS)} |")
     return lines
 
 
@@ -138,7 +139,8 @@ def plot(record: Record, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def write(json_path: Path, record: Dict[str, Any]) -> None:
+def write(json_path: Path, record: Dict[str, Any], markdown: Callable[[Record], str] = markdown,
+          plot: Callable[[Record, Path], None] = plot) -> None:
     """Rewrite the record with its ``cases`` on top, and write table and plot beside it."""
     with atomic_path(json_path) as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Dict, Union
+from typing import Dict, Mapping, Union
 
 import numpy as np
 from paddle import nn
@@ -26,15 +26,19 @@ def official_name(name: str) -> str:
     return name
 
 
-def official_state(model: nn.Layer) -> Dict[str, np.ndarray]:
-    """All parameters of a full-precision model as float32 arrays under the official keys."""
+def official_arrays(parameters: Mapping[str, np.ndarray]) -> Dict[str, np.ndarray]:
+    """Parameters by our names, in the order of ``named_parameters``, under the official keys."""
     state: Dict[str, np.ndarray] = {}
-    for name, parameter in model.named_parameters():
+    for name, value in parameters.items():
         key = official_name(name)
-        value = parameter.numpy()
-        # named_parameters yields q, k, v in order, so joining by appending keeps the official order
+        # q, k, v come in this order, so joining by appending keeps the official order
         state[key] = value if key not in state else np.concatenate([state[key], value], axis=-1)
     return state
+
+
+def official_state(model: nn.Layer) -> Dict[str, np.ndarray]:
+    """All parameters of a full-precision model as float32 arrays under the official keys."""
+    return official_arrays({name: parameter.numpy() for name, parameter in model.named_parameters()})
 
 
 def weights_sha256(model: nn.Layer) -> str:

@@ -27,6 +27,7 @@ PADDLE_FREE_MODULES = {
     "deploy/architectures.py": {"ppsr2q.core"},
     "deploy/packed.py": {"ppsr2q.core", "ppsr2q.deploy.architectures"},
     "deploy/threads.py": {"ppsr2q.core"},
+    "deploy/openvino": {"ppsr2q.core", "ppsr2q.deploy"},
     "deploy/runtime": {"ppsr2q.core", "ppsr2q.deploy"},
     **{f"deploy/onnx_{part}.py": {"ppsr2q.core", "ppsr2q.deploy"}
        for part in ("export", "graph", "mambairv2", "operators")},

@@ -32,6 +32,7 @@ def test_a_wheel_holds_models_kernels_and_the_embedded_weights(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {"ppsr2q/models/mambairv2.py", "ppsr2q/ops/csrc/ppsr2q_ops.cpp", "ppsr2q/workflow/cli.py",
             "ppsr2q/deploy/runtime/csrc/ppsr2q_runtime.cpp", "ppsr2q/deploy/runtime/csrc/layer.h",
+            "ppsr2q/deploy/openvino/selective_scan.cpp",
             "ppsr2q/models/weights/mambairv2_light_x2_embedded.safetensors"} <= set(names)
     assert not [name for name in names if name.startswith(("tests", "models/", "tools"))]
 

@@ -6,6 +6,8 @@
 fused    fused.safetensors: float weights and all bounds
 packed   model.safetensors: codes, bounds and the rest; small, runs without Paddle
 onnx     model.onnx: one image of any height and width, in the form that --target runs fastest
+openvino openvino/: OpenVINO's IR, one image of any height and width; with --optimize the scan is a C++ extension
+torch    torch.safetensors: weights for the official PyTorch network, which ppsr2q/deploy/torch_loader.py quantizes
 paddle   inference/: Paddle inference model, one image of any height and width
 
 Leaves with exit code 3 when a written model answers differently from the calibrated student.
@@ -19,13 +21,16 @@ def main() -> None:
     parser.add_argument("--rest", choices=("float32", "float16"), default="float32",
                         help="type of what is not quantized in a packed model (default: %(default)s)")
     parser.add_argument("--target", default="ort", metavar="ENGINE",
-                        help="of the ONNX file: ort (ONNX Runtime), tensorrt (not run by the authors), or float, the "
-                             "quantizers' own arithmetic for any engine (default: %(default)s)")
+                        help="of the ONNX file: ort (ONNX Runtime), openvino, tensorrt (not run by the authors), or "
+                             "float, the quantizers' own arithmetic for any engine (default: %(default)s)")
+    parser.add_argument("--optimize", action="store_true",
+                        help="OpenVINO: the scans as operators of a library that is built here and put beside the IR "
+                             "(load it first: core.add_extension)")
     arguments = parser.parse_args()
     config = cli.configure(arguments)
     from ppsr2q.workflow.exporting import export
     for written in export(config, arguments.config, arguments.format.split(","), arguments.rest,
-                          arguments.target).values():
+                          arguments.target, arguments.optimize).values():
         print(f"{written.path}: {written.size:,} bytes ({written.size / 2**20:.3f} MiB), {written.measure} to the "
               f"calibrated student {written.difference:.2g}")
 

@@ -28,6 +28,7 @@ MADE_BY: Dict[str, str] = {
     "SPR2Q table": "tools/route_calib.py",
     "fused model": "tools/export.py",
     "packed model": "tools/export.py --format packed",
+    "network for PyTorch": "tools/export.py --format torch",
     "resume": "a training tool, in <output_dir>/resume/",
 }
 

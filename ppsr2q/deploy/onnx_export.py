@@ -14,33 +14,38 @@ from ppsr2q.deploy.packed import PackedModel
 from ppsr2q.deploy.threads import checked_threads
 
 #: Engine -> whether its quantized linear layers are integer products, and the type of activation codes that it takes.
-TARGETS = {"ort": (True, np.uint8), "tensorrt": (True, np.int8), "float": (False, np.uint8)}
+TARGETS = {"ort": (True, np.uint8), "openvino": (True, np.uint8), "tensorrt": (True, np.int8),
+           "float": (False, np.uint8)}
 
 
-def _import(name: str) -> ModuleType:
+def import_package(name: str) -> ModuleType:
+    """A package of the extra ``deploy``; UserError where it is missing."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise UserError(f"this needs the Python package {error.name}: pip install 'ppsr2q[deploy]'") from None
 
 
-def to_onnx(model: PackedModel, target: str = "ort"):
+def to_onnx(model: PackedModel, target: str = "ort", scan_operator: bool = False):
     """An ``onnx.ModelProto``: input ``lr`` float32 (1, 3, h, w) in [0, 1], any h and w; output ``sr``, not clamped.
 
     Args:
         target: a key of :data:`TARGETS`. ``ort``: QuantizeLinear/DequantizeLinear with uint8 activations and symmetric
-            int8 weights; ``tensorrt``: the same with int8 activations (written for TensorRT, never run on it);
+            int8 weights; ``openvino``: the same (without VNNI instructions OpenVINO saturates products of 8-bit codes
+            with 8-bit weights; 7 bits on one side are exact everywhere); ``tensorrt``: the same with int8 activations (written for TensorRT, never run on it);
             ``float``: the arithmetic of the quantizers in float32, for any engine.
+        scan_operator: scans are ``SelectiveScan`` operators of the domain ``ppsr2q`` (our extension of OpenVINO) instead
+            of loops in terms of ONNX.
 
     Raises:
         UserError: unknown target, or the package onnx is missing.
     """
     if target not in TARGETS:
         raise UserError(f"--target {target}: expected one of {', '.join(TARGETS)}")
-    _import("onnx")
+    import_package("onnx")
     from ppsr2q.deploy import onnx_mambairv2
     from ppsr2q.deploy.onnx_operators import Form
-    return onnx_mambairv2.build(model, Form(*TARGETS[target]))
+    return onnx_mambairv2.build(model, Form(*TARGETS[target], scan_operator))
 
 
 def write_onnx(path: PathLike, model: PackedModel, target: str = "ort") -> None:
@@ -64,7 +69,7 @@ class OnnxUpscaler:
 
     def __init__(self, model: bytes, scale: int, threads: Optional[int] = None) -> None:
         threads = checked_threads(threads)
-        runtime = _import("onnxruntime")
+        runtime = import_package("onnxruntime")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3

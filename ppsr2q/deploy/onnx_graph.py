@@ -9,6 +9,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 OPSET = 17  # the first with LayerNormalization
+DOMAIN = "ppsr2q"  # of operators that an extension has to bring
 _IR_VERSION = 8  # that of opset 17: older engines read it too
 Value = str
 Operand = Union[Value, np.ndarray, float, int]
@@ -88,6 +89,8 @@ def model(builder: GraphBuilder, inputs: Sequence[onnx.ValueInfoProto], outputs:
     """The checked model of the main graph."""
     graph = helper.make_graph(builder.nodes, "ppsr2q", inputs, outputs, list(builder.initializers.values()))
     opsets = [helper.make_opsetid("", OPSET)]
+    if any(node.domain == DOMAIN for node in builder.nodes):
+        opsets.append(helper.make_opsetid(DOMAIN, 1))
     made = helper.make_model(graph, opset_imports=opsets, producer_name="ppsr2q", ir_version=_IR_VERSION)
     helper.set_model_props(made, metadata)
     onnx.checker.check_model(made)

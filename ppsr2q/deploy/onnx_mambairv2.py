@@ -197,9 +197,12 @@ class _Network:
         C = g.slice(projected, DT_RANK + STATES, DT_RANK + 2 * STATES, 1)
         C = self._point(g.add("Add", C, prompt), f"{points}.C")
         delta = g.add("MatMul", dt, self._values(f"{name}.dt_projs_weight")[0].T)
-        delta = g.add("Add", self._point(delta, f"{points}.delta"), self._scan_constant(name, "dt_bias"))
-        return operators.selective_scan(g, g.add("Softplus", delta), u, B, C, self._scan_constant(name, "A"),
-                                        self._values(f"{name}.Ds"), self._quantizer(f"{points}.states"), _CHUNK)
+        delta, bias = self._point(delta, f"{points}.delta"), self._scan_constant(name, "dt_bias")
+        A, D, quantizer = self._scan_constant(name, "A"), self._values(f"{name}.Ds"), self._quantizer(f"{points}.states")
+        if self.form.scan_operator:
+            return operators.scan_operator(g, delta, u, B, C, A, D, bias, quantizer)
+        steps = g.add("Softplus", g.add("Add", delta, bias))
+        return operators.selective_scan(g, steps, u, B, C, A, D, quantizer, _CHUNK)
 
     # ------------------------------------------------------------ the whole network
 

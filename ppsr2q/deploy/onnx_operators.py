@@ -10,7 +10,7 @@ from typing import Optional
 import numpy as np
 from onnx import TensorProto
 
-from ppsr2q.deploy.onnx_graph import GraphBuilder, Value, body
+from ppsr2q.deploy.onnx_graph import DOMAIN, GraphBuilder, Value, body
 from ppsr2q.deploy.packed import TensorQuantizer
 
 NORM_EPSILON = 1e-5
@@ -18,17 +18,19 @@ NORM_EPSILON = 1e-5
 
 @dataclass(frozen=True)
 class Form:
-    """How quantized linear layers are written.
+    """How operators are written that engines run in different ways.
 
     Attributes:
         integer: QuantizeLinear/DequantizeLinear pairs around the product, which engines turn into int8 kernels;
             otherwise the quantizer's arithmetic in float32, which any engine computes as it stands.
         activation: dtype of activation codes. ONNX Runtime and OpenVINO take ``uint8``; TensorRT accepts symmetric
             ``int8`` only.
+        scan_operator: scans are operators of our own domain, which an extension of the engine computes.
     """
 
     integer: bool
     activation: type = np.uint8
+    scan_operator: bool = False
 
 
 def fake_quantize(g: GraphBuilder, x: Value, quantizer: Optional[TensorQuantizer]) -> Value:
@@ -114,6 +116,15 @@ def counting_sort(g: GraphBuilder, index: Value, classes: int, length: Value):
     position = g.add("Cast", g.add("Sub", place, np.int32(1)), to=TensorProto.INT64)
     tokens = g.add("Range", 0, length, 1)
     return g.add("ScatterElements", position, position, tokens, axis=0), position
+
+
+def scan_operator(g: GraphBuilder, delta: Value, u: Value, B: Value, C: Value, A: np.ndarray, D: np.ndarray,
+                  delta_bias: np.ndarray, state_quantizer: Optional[TensorQuantizer]) -> Value:
+    """:func:`selective_scan` as one operator of our domain; ``delta`` is given before bias (D,) and softplus."""
+    quantizer = state_quantizer
+    bounds = {} if quantizer is None else {"lower": quantizer.lower, "upper": quantizer.upper}
+    return g.add("SelectiveScan", u, delta, A, B, C, D, delta_bias, domain=DOMAIN,
+                 **{"bits": 0 if quantizer is None else quantizer.bits, "lower": 0.0, "upper": 0.0, **bounds})
 
 
 def selective_scan(g: GraphBuilder, delta: Value, u: Value, B: Value, C: Value, A: np.ndarray, D: np.ndarray,

@@ -12,17 +12,21 @@ from paddle import nn
 
 from ppsr2q.core.config import Config
 from ppsr2q.core.errors import ParityError, UserError
-from ppsr2q.core.files import save_artifact
+from ppsr2q.core.files import load_artifact, save_artifact
 from ppsr2q.deploy.onnx_export import TARGETS, OnnxUpscaler, write_onnx
+from ppsr2q.deploy.openvino import OpenvinoUpscaler, write_openvino
 from ppsr2q.deploy.packed import PackedModel, write_packed
 from ppsr2q.deploy.packing import pack
+from ppsr2q.deploy.torch_export import TORCH_KIND, write_torch
+from ppsr2q.models.convert_torch import to_paddle_layout
 from ppsr2q.quant import Plan, get_bounds, named_quantizers
 from ppsr2q.quant.fake_quantizer import fix_bounds
-from ppsr2q.spr2q.fuse import FUSED_KIND, fuse, fused_state
+from ppsr2q.spr2q.fuse import FUSED_KIND, fuse, fused_state, split_fused_state
 from ppsr2q.spr2q.rectifier import freeze_gates
 from ppsr2q.spr2q.routing_table import load_table
 from ppsr2q.workflow.batches import calibration_batch
-from ppsr2q.workflow.networks import Quantized, build_quantized, check_origin, load_fused, load_packed, provenance
+from ppsr2q.workflow.networks import (Quantized, build_quantized, check_origin, fused_network, load_fused, load_packed,
+                                      parameters_of_official, provenance)
 from ppsr2q.workflow.training import load_trained, paths, require_stage
 
 TOLERANCE = 1e-5  # of an output in [0, 1], largest difference: both networks run the same float32 operators
@@ -94,12 +98,13 @@ def _outputs(network, noise: float = 0.0) -> List[np.ndarray]:
 
 
 def export(config: Config, config_path: str, formats: Sequence[str] = DEFAULT_FORMATS,
-           rest: str = "float32", target: str = "ort") -> Dict[str, Written]:
+           rest: str = "float32", target: str = "ort", optimize: bool = False) -> Dict[str, Written]:
     """Fuse, and write every format (a key of ``FORMATS``) under ``output_dir``.
 
     Args:
         rest: type of what is not quantized in a packed model, ``float32`` or ``float16``.
         target: of the ONNX file, a key of ``TARGETS``.
+        optimize: OpenVINO's network has the scans as operators of our extension.
 
     Raises:
         UserError: unknown format or target, or a stage that has not run.
@@ -116,7 +121,7 @@ def export(config: Config, config_path: str, formats: Sequence[str] = DEFAULT_FO
     own = max(map(_root_mean_square, _outputs(student, ROUNDING_NOISE), expected))
     fuse(student, quantized.tensors)
     job = _Job(student, quantized.plan, bounds, provenance(config, quantized.teacher), paths(config), rest,
-               target, expected, max(GRAPH_TOLERANCE, NOISE_FACTOR * own))
+               target, optimize, expected, max(GRAPH_TOLERANCE, NOISE_FACTOR * own))
     return {name: FORMATS[name](job) for name in FORMATS if name in formats}
 
 
@@ -132,6 +137,7 @@ class _Job:
     paths: Dict[str, Path]
     rest: str
     target: str
+    optimize: bool
     expected: List[np.ndarray]
     graph_tolerance: float
 
@@ -171,8 +177,28 @@ def _write_onnx(job: _Job) -> Written:
                     job.graph_tolerance)
 
 
+def _write_openvino(job: _Job) -> Written:
+    folder = job.paths["openvino"]
+    write_openvino(folder, job.packed, job.optimize)
+    network = OpenvinoUpscaler(folder, job.provenance["architecture"]["scale"])
+    return _checked(folder, lambda x: paddle.to_tensor(network.run(x.numpy())), job.expected, _root_mean_square,
+                    job.graph_tolerance)
+
+
+def _write_torch(job: _Job) -> Written:
+    path = job.paths["torch"]
+    parameters, bounds = split_fused_state(fused_state(job.student, job.bounds))
+    left = {name: q for name, q in job.packed.quantizers.items() if name in named_quantizers(job.student)}
+    write_torch(path, parameters, left, job.provenance)
+    architecture = job.provenance["architecture"]
+    read = parameters_of_official(architecture, to_paddle_layout(load_artifact(path, TORCH_KIND).tensors), str(path))
+    return _checked(path, fused_network(architecture, job.plan, read, bounds, str(path)), job.expected, _largest,
+                    TOLERANCE)
+
+
 #: Format -> its writer, in the order in which they run: the last one turns the student into a graph.
 FORMATS: Dict[str, Callable[[_Job], Written]] = {"fused": _write_fused, "packed": _write_packed, "onnx": _write_onnx,
+                                                 "openvino": _write_openvino, "torch": _write_torch,
                                                  "paddle": _write_inference_model}
 
 

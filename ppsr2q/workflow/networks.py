@@ -15,7 +15,7 @@ from ppsr2q.core.files import Artifact, load_artifact
 from ppsr2q.deploy.packed import PACKED_KIND, PackedModel, read_packed
 from ppsr2q.deploy.packing import pack, unpack
 from ppsr2q.models import ARCHITECTURES
-from ppsr2q.models.checkpoint import load_weights, weights_sha256
+from ppsr2q.models.checkpoint import load_state, load_weights, weights_sha256
 from ppsr2q.quant import PLAN_ENTRIES, Plan, QuantizerOptions, quantize, set_bounds
 from ppsr2q.quant.convert import named_quantizers
 from ppsr2q.quant.plan import PlannedTensor
@@ -131,9 +131,14 @@ def differing_quantizers(artifact: Artifact, config: Config) -> Optional[str]:
     return next((key for key in ("bits", "overrides", "zero_point") if before[key] != now[key]), None)
 
 
-def _fused_network(architecture: Dict[str, Any], plan: Plan, state: Dict[str, np.ndarray],
-                   bounds: Dict[str, np.ndarray], source: str, routing: str, routing_seed: int) -> nn.Layer:
-    """A fused network from its parameters and the bounds of (at least) its activations."""
+def fused_network(architecture: Dict[str, Any], plan: Plan, state: Dict[str, np.ndarray],
+                  bounds: Dict[str, np.ndarray], source: str, routing: str = "argmax",
+                  routing_seed: int = 0) -> nn.Layer:
+    """A fused network from its parameters and the bounds of (at least) its activations.
+
+    Raises:
+        UserError: naming ``source``; arrays that do not fit the architecture and plan.
+    """
     network = ARCHITECTURES[architecture["name"]](architecture["scale"], routing)
     network.routing_seed = routing_seed
     plan = Plan(plan.entries, plan.bits, plan.overrides)  # stored bounds are what acts; nothing is trained any more
@@ -154,6 +159,18 @@ def _fused_network(architecture: Dict[str, Any], plan: Plan, state: Dict[str, np
     return student
 
 
+def parameters_of_official(architecture: Dict[str, Any], arrays: Dict[str, np.ndarray],
+                           source: str) -> Dict[str, np.ndarray]:
+    """Arrays under the official keys -> parameters by our names.
+
+    Raises:
+        UserError: naming ``source``; see ``models.checkpoint.load_state``.
+    """
+    network = ARCHITECTURES[architecture["name"]](architecture["scale"])
+    load_state(network, arrays, source)
+    return {name: parameter.numpy() for name, parameter in network.named_parameters()}
+
+
 def load_fused(path: Union[str, Path], routing: str = "argmax", routing_seed: int = 0) -> nn.Layer:
     """A fused network from its file alone: architecture, plan, weights and bounds are all in it.
 
@@ -165,8 +182,8 @@ def load_fused(path: Union[str, Path], routing: str = "argmax", routing_seed: in
     if architecture["name"] not in ARCHITECTURES:
         raise UserError(f"{path}: unknown architecture {architecture['name']!r}; known: {', '.join(ARCHITECTURES)}")
     state, bounds = split_fused_state(artifact.tensors)
-    return _fused_network(architecture, Plan.from_description(artifact.metadata["plan"], str(path)), state, bounds,
-                          str(path), routing, routing_seed)
+    return fused_network(architecture, Plan.from_description(artifact.metadata["plan"], str(path)), state, bounds,
+                         str(path), routing, routing_seed)
 
 
 def load_packed(path: Union[str, Path], routing: str = "argmax", routing_seed: int = 0) -> nn.Layer:
@@ -177,8 +194,8 @@ def load_packed(path: Union[str, Path], routing: str = "argmax", routing_seed: i
     """
     model = read_packed(path)
     bounds = {name: np.array([q.lower, q.upper], np.float32) for name, q in model.quantizers.items()}
-    return _fused_network(model.architecture, Plan.from_description(model.metadata["plan"], str(path)), unpack(model),
-                          bounds, str(path), routing, routing_seed)
+    return fused_network(model.architecture, Plan.from_description(model.metadata["plan"], str(path)), unpack(model),
+                         bounds, str(path), routing, routing_seed)
 
 
 def load_model(path: Union[str, Path], routing: str = "argmax", routing_seed: int = 0) -> nn.Layer:

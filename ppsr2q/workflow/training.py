@@ -35,7 +35,8 @@ def paths(config: Config) -> Dict[str, Path]:
     out = Path(config.output_dir)
     return {"bounds": out / "searched_bounds.safetensors", "rectifiers": out / "rectifiers.safetensors",
             "table": out / "spr2q_table.safetensors", "fused": out / "fused.safetensors",
-            "packed": out / "model.safetensors", "onnx": out / "model.onnx",
+            "packed": out / "model.safetensors", "onnx": out / "model.onnx", "torch": out / "torch.safetensors",
+            "openvino": out / "openvino",
             "inference": out / "inference", "resume": out / "resume", "log": out / "log"}
 
 

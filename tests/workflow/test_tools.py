@@ -54,7 +54,7 @@ def trained(options):
 @pytest.fixture(scope="module")
 def exported(options, trained):
     tool("route_calib", *options)
-    return tool("export", *options, "--format", "fused,packed,paddle")
+    return tool("export", *options, "--format", "fused,packed,torch,paddle")
 
 
 def test_missing_stages_name_the_tool_that_makes_them(options, tmp_path):
@@ -71,6 +71,7 @@ def test_training_reports_and_keeps_a_dashboard(trained, out):
 
 def test_export_writes_what_answers_alike(exported, out):
     assert "fused.safetensors" in exported
+    assert "torch.safetensors" in exported
     assert (out / "inference" / "model.pdiparams").is_file()
 
 
@@ -105,7 +106,7 @@ def test_half_precision_answers_nearly_alike(exported, options, out, data, tmp_p
 
 
 def test_unknown_formats_and_stray_options_are_named(exported, options, out, tmp_path):
-    assert "expected some of fused, packed, onnx, paddle" in tool("export", *options, "--format", "fused,jpeg", expect=2)
+    assert "expected some of fused, packed, onnx, openvino, torch, paddle" in tool("export", *options, "--format", "fused,jpeg", expect=2)
     packed = ["--model", out / "model.safetensors"]
     said = tool("predict", *packed, "--threads", "2", tmp_path, tmp_path / "o", expect=2)
     assert "--engine runtime or onnxruntime" in said

@@ -1,0 +1,78 @@
+"""What ``speed_inference.py`` measures, as data (neither Paddle nor an engine needed)."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Dict, Optional, Tuple
+
+SEED = 10
+SIDES = (64, 128, 256, 384, 512)  # of the square images that show growth with pixels
+GROWING = "runtime_w4a4"
+CASES: Dict[str, Tuple[int, int]] = {"x4_64x64": (64, 64), "x4_180x320": (180, 320)}  # low-resolution height, width
+SMALLEST, LARGEST = "x4_64x64", "x4_180x320"
+ROUNDS = 3
+SLOW = ("paddle_inference", "openvino_fp32_decomposed")  # left out of quick runs: they take long to load
+
+
+@dataclass(frozen=True)
+class Network:
+    """A packed model that engines run.
+
+    Attributes:
+        bits: of the plan; None: full precision.
+        overrides: of the plan.
+    """
+
+    bits: Optional[int]
+    overrides: Tuple[Tuple[str, Optional[int]], ...] = ()
+
+
+#: File stem -> network. ``int8`` is what other engines turn into integer kernels: linear layers and 1x1 convolutions,
+#: nothing else, and weights of 7 bits, because without VNNI instructions products of 8 x 8 bits saturate in OpenVINO.
+NETWORKS: Dict[str, Network] = {
+    "fp32": Network(None),
+    "int8": Network(8, (("**.points.*", None), ("**.sg.conv.*", None), ("**.CPE.0.*", None), ("**.q.weight", 7),
+                        ("**.k.weight", 7), ("**.v.weight", 7), ("**.proj.weight", 7), ("**.out_proj.weight", 7),
+                        ("**.fc1.weight", 7), ("**.fc2.weight", 7), ("**.in_proj.0.weight", 7),
+                        ("**.route.*.weight", 7))),
+    **{f"w{bits}a{bits}": Network(bits) for bits in (8, 4, 2, 1)},
+}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A row of the table.
+
+    Attributes:
+        network: key of ``NETWORKS``.
+        text: what runs.
+        full_precision: no result of the network is rounded to fewer bits.
+    """
+
+    network: str
+    text: str
+    full_precision: bool = False
+
+    @property
+    def runtime(self) -> bool:
+        return self.text.startswith("our runtime")
+
+    @property
+    def ours(self) -> bool:
+        """It runs our kernels for every operator."""
+        return self.runtime or self.text.startswith("the Paddle network")
+
+
+ENGINES: Dict[str, Engine] = {
+    "paddle_eager": Engine("fp32", "the Paddle network with all CPU kernels of ppsr2q", True),
+    "paddle_inference": Engine("fp32", "Paddle's executor of the inference model that tools/export.py writes", True),
+    "onnxruntime_fp32": Engine("fp32", "ONNX Runtime, the scan as blocked Scan operators", True),
+    "onnxruntime_int8": Engine("int8", "ONNX Runtime, linear layers as integer products"),
+    "openvino_fp32": Engine("fp32", "OpenVINO, the scan as our C++ extension", True),
+    "openvino_fp32_decomposed": Engine("fp32", "OpenVINO, the scan as loops of its own operators", True),
+    "openvino_bf16": Engine("fp32", "OpenVINO in bfloat16 but for the scan, which is our C++ extension"),
+    "openvino_int8": Engine("int8", "OpenVINO, linear layers as integer products, the scan as our C++ extension"),
+    "runtime_fp32": Engine("fp32", "our runtime, the same fusion without quantizers", True),
+    **{f"runtime_w{bits}a{bits}": Engine(f"w{bits}a{bits}", f"our runtime, everything of the plan at {bits} bit")
+       for bits in (8, 4, 2, 1)},
+}
+FULL_PRECISION = "runtime_fp32"  # what PSNR losses refer to

@@ -1,0 +1,202 @@
+"""How fast, small and good the quantized network is in every engine, measured end to end in one run.
+
+  python benchmarks/speed_inference.py --json speed.json [--quick] [--weights X4] [--models DIR] [--data DATA]
+
+Writes the record, and beside it a Markdown table (.md) and a plot (.png). All engines of a case take turns, each in a
+process of its own with the same number of threads; peak memory comes from one more process for each. An engine that
+cannot run here is skipped with the reason.
+
+DIR may hold packed x4 models (w8a8.safetensors, w4a4.safetensors, …; int8, fp32): what is missing is made here, its
+bounds searched on embedded images and not trained. Without --weights (a full-precision x4 checkpoint) the x2 network
+that ships with ppsr2q stands in: PSNR losses are its own, and what is timed is the x4 network that doubles its pixels.
+DATA holds Set5; without it PSNR is of embedded images.
+
+Use a machine that does nothing else. --quick takes about 2 minutes on 2 cores, everything about 10.
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any, Callable, Dict, List, Tuple
+
+# The module is imported once more by every child process: what it imports counts in their peak memory.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import inference_engines as engines, inference_report, speed_report  # noqa: E402
+from benchmarks.inference_plan import (CASES, ENGINES, FULL_PRECISION, GROWING, LARGEST, ROUNDS, SEED,  # noqa: E402
+                                       SIDES, SLOW, SMALLEST)
+from benchmarks.timing import REST, DoesNotFit, Worker, in_child, interleave  # noqa: E402
+from ppsr2q.core.environment import usable_processors  # noqa: E402
+from ppsr2q.core.errors import UserError  # noqa: E402
+from ppsr2q.core.files import atomic_path  # noqa: E402
+from ppsr2q.evaluation.records import write_record  # noqa: E402
+from ppsr2q.workflow import cli  # noqa: E402
+
+CROP = 192  # pixels
+Results = Dict[str, Any]
+
+
+class Measurement:
+    """Runs everything in child processes and prints a line for each.
+
+    Args:
+        arguments: of the command line.
+        folder: for the packed models.
+        say: takes a line of progress.
+    """
+
+    def __init__(self, arguments: argparse.Namespace, folder: Path, say: Callable[[str], None]) -> None:
+        self._arguments, self._folder, self._say = arguments, folder, say
+        self._threads = arguments.threads
+
+    def run(self) -> Results:
+        """``networks``, ``cases`` and ``growth`` of the record."""
+        from benchmarks.inference_networks import make_networks
+        from ppsr2q.data.embedded import TEST_SET, write_embedded
+        images = write_embedded(self._folder / "embedded")
+        arguments = self._arguments
+        names = list(dict.fromkeys(engine.network for engine in ENGINES.values()))
+        origins = in_child(make_networks, self._folder, names, arguments.weights, arguments.models, images / "train",
+                           arguments.quick, environment=self._environment())
+        self._say("packed models: " + ", ".join(f"{name} ({origin})" for name, origin in origins.items()))
+        networks = {name: {"origin": origin, "bytes": (self._folder / f"{name}.safetensors").stat().st_size}
+                    for name, origin in origins.items()}
+        test_set = (str(arguments.data), "Set5") if arguments.data else (str(_cropped(images)), TEST_SET)
+        first = self._first_looks(*test_set)
+        cases = {name: self._case(name, first) for name in CASES}
+        return {"networks": networks, "cases": cases, "growth": self._growth()}
+
+    def _child(self, function: Callable, *arguments: Any) -> Any:
+        return in_child(function, *arguments, seconds=self._arguments.limit, environment=self._environment())
+
+    def _environment(self) -> Dict[str, str]:
+        return {"OMP_NUM_THREADS": str(self._threads)}
+
+    def _first_looks(self, data: str, test_set: str) -> Dict[str, Results]:
+        """Of every engine: peak memory and seconds of the smallest case, PSNR and its loss; or why it cannot run."""
+        found = {name: self._look(engines.first_look, name, SMALLEST, data, test_set) for name in ENGINES}
+        reference = found[FULL_PRECISION].get("psnr_y")
+        for name, figures in found.items():
+            if "psnr_y" in figures:
+                figures["psnr_loss"] = None if reference is None else reference - figures["psnr_y"]
+        return found
+
+    def _look(self, function: Callable, engine: str, case: str, *arguments: Any) -> Results:
+        if self._arguments.quick and (case == LARGEST or engine in SLOW):
+            return {"skipped": "quick"}
+        try:
+            return self._child(function, engine, self._folder, CASES[case], self._threads,
+                               self._arguments.quick, *arguments)
+        except (UserError, DoesNotFit) as error:
+            return {"skipped": str(error)}
+
+    def _case(self, name: str, first: Dict[str, Results]) -> Results:
+        found = {}
+        for engine, figures in first.items():
+            if name != SMALLEST and "skipped" not in figures:
+                quality = {key: figures[key] for key in ("psnr_y", "psnr_loss")}
+                figures = self._look(engines.look, engine, name)
+                figures = figures if "skipped" in figures else {**figures, **quality}
+            found[engine] = dict(figures)
+        fitting = [engine for engine, figures in found.items() if "skipped" not in figures]
+        if not self._arguments.quick:
+            for engine, seconds in self._seconds(CASES[name], fitting).items():
+                found[engine].update(seconds=median(seconds), samples=seconds)
+        for engine, figures in found.items():
+            text = f"skipped: {figures['skipped']}" if "skipped" in figures else \
+                f"{figures['seconds']:8.3f} s {figures['peak_bytes'] / 2**20:7.0f} MiB {figures['psnr_y']:6.2f} dB"
+            self._say(f"{name:<12} {engine:<26} {text}")
+        return found
+
+    def _seconds(self, size: Tuple[int, int], names: List[str]) -> Dict[str, List[float]]:
+        workers: Dict[str, Worker] = {}
+        try:
+            for name in names:
+                workers[name] = Worker(engines.call_of, name, self._folder, size, self._threads,
+                                       environment=self._environment())
+            return interleave(workers, ROUNDS, rest=REST)
+        finally:
+            for worker in workers.values():
+                worker.close()
+
+    def _growth(self) -> Results:
+        sides = SIDES[:3] if self._arguments.quick else SIDES
+        try:
+            seconds = self._child(engines.growth, GROWING, self._folder, sides, 1, self._threads)
+        except (UserError, DoesNotFit) as error:
+            return {"skipped": str(error)}
+        return {side: {"seconds": value, "seconds_per_pixel": value / int(side)**2} for side, value in seconds.items()}
+
+
+def _cropped(images: Path) -> Path:
+    """Folder with the central 192 x 192 pixels of the embedded test images: slow engines have to enlarge them too."""
+    from ppsr2q.data.embedded import TEST_SET
+    from ppsr2q.data.image_io import list_images, read_rgb8, write_rgb8
+    folder = images / "cropped"
+    for path in list_images(images / TEST_SET / "HR"):
+        image = read_rgb8(path)
+        top, left = ((side - CROP) // 2 for side in image.shape[:2])
+        write_rgb8(folder / TEST_SET / "HR" / path.name, image[top:top + CROP, left:left + CROP].copy())
+    return folder
+
+
+def _protocol(arguments: argparse.Namespace) -> Results:
+    weights = "a given full-precision x4 checkpoint" if arguments.weights else \
+        "the embedded x2 network; PSNR losses are its own, what is timed doubles its pixels"
+    return {"quick": arguments.quick, "threads": arguments.threads, "limit_s": arguments.limit,
+            "network": "MambaIRv2-light x4, argmax routing", "weights": weights,
+            "psnr": f"Y, mean over {'Set5' if arguments.data else 'crops of two embedded photographs'}; loss against "
+                    f"{FULL_PRECISION}",
+            "seconds": "one call of each engine after an unmeasured one" if arguments.quick else
+                       f"median of {ROUNDS} calls interleaved between one process for each engine, after an unmeasured one",
+            "memory_handling": "Paddle's processes keep freed memory, as the tools do; other engines run as they come",
+            "peak_bytes": "of a process that loads the engine and makes one call",
+            "engines": {name: engine.text for name, engine in ENGINES.items()}}
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Measure, then write record, table and plot."""
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        results = Measurement(arguments, Path(folder), lambda line: print(line, flush=True)).run()
+    record = write_record(arguments.json, "speed of inference in every engine", results,
+                          how="python benchmarks/speed_inference.py --json FILE" + " --quick" * arguments.quick
+                              + " --weights X4" * (arguments.weights is not None)
+                              + " --models DIR" * (arguments.models is not None)
+                              + " --data DATA" * (arguments.data is not None),
+                          seconds=time.monotonic() - started, seed=SEED, protocol=_protocol(arguments))
+    speed_report.write(arguments.json, {**record, "cases": results["cases"]}, inference_report.markdown,
+                       inference_report.plot)
+    print(f"\n{arguments.json.with_suffix('.md').read_text(encoding='utf-8')}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="record to write (.json)")
+    parser.add_argument("--quick", action="store_true", help="small images only, one round, a coarse search of bounds")
+    parser.add_argument("--weights", metavar="FILE", help="full-precision x4 checkpoint")
+    parser.add_argument("--models", type=Path, metavar="DIR", help="folder with packed x4 models")
+    parser.add_argument("--data", type=Path, metavar="DATA", help="folder that holds Set5")
+    parser.add_argument("--threads", type=int, default=min(2, usable_processors()),
+                        help="of every engine (default: %(default)s)")
+    parser.add_argument("--limit", type=float, default=200, metavar="SECONDS",
+                        help="of one child process; what takes longer is skipped (default: %(default)s)")
+    arguments = parser.parse_args()
+    if arguments.json.suffix != ".json":
+        raise UserError(f"--json {arguments.json}: expected a name that ends in .json")
+    if arguments.threads < 1:
+        raise UserError(f"--threads {arguments.threads}: expected at least 1")
+    if arguments.models is not None and not arguments.weights:
+        raise UserError("--models needs --weights: losses refer to the full-precision network that they were made from")
+    with atomic_path(arguments.json.with_suffix(".md")) as temporary:  # say now if it cannot be written
+        temporary.write_text("running\n", encoding="utf-8")
+    measure(arguments)
+
+
+if __name__ == "__main__":
+    cli.run(main)
