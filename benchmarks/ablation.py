@@ -42,7 +42,9 @@ ROWS = [
 
 def _prepare(config: Config, stage: str) -> None:
     """Run what the stage needs and is not there yet."""
-    from ppsr2q.workflow.training import calibrate_routing, paths, search_only, train
+    from ppsr2q.workflow.paths import paths
+    from ppsr2q.workflow.starting import search_only
+    from ppsr2q.workflow.training import calibrate_routing, train
     where = paths(config)
     if stage == "searched" and not where["bounds"].exists():
         search_only(config)

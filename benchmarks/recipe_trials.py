@@ -25,6 +25,7 @@ COMMON = ["calib.images=8", "calib.lr_patch=32", "train.batch=4", "train.lr_patc
 _RELATIVE = ["quant.parametrization=relative", "train.lr_bounds=1e-3", "train.lr_rectifier=2e-3"]
 _LATENT = [*_RELATIVE, "train.finetune=latent"]
 _ALL = [*_RELATIVE, "train.finetune=all"]
+_ALL_X4 = [*_ALL, "train.lr_latent=8e-4", "train.lr_float=4e-4"]
 TRIALS: Dict[str, List[str]] = {
     "paper": ["train.warmup=0"],
     "relative": _RELATIVE,
@@ -33,7 +34,9 @@ TRIALS: Dict[str, List[str]] = {
     "latent": _LATENT,
     "latent x4": [*_LATENT, "train.lr_latent=8e-4"],
     "all": _ALL,
-    "all x4": [*_ALL, "train.lr_latent=8e-4", "train.lr_float=4e-4"],
+    "all x4": _ALL_X4,
+    "all x4, equalized": [*_ALL_X4, "quant.equalize=true"],
+    "all x4, equalized, closed form": [*_ALL_X4, "quant.equalize=true", "rectifier.start=closed_form"],
     "all, route": [*_ALL, "loss.route_weight=1e-2"],
     "all, teacher's order for a third": [*_ALL, "train.teacher_routing=0.33"],
     "all, mean of the last tenth": [*_ALL, "train.average_last=6"],

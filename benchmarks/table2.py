@@ -124,7 +124,8 @@ def seeds_of(row: Row, bits: int, seeds: int) -> Sequence[int]:
 
 def _prepare(config: Config, row: Row, config_path: str) -> None:
     """Train what the row needs. A finished run resumes to its result in seconds, and one of other options is refused."""
-    from ppsr2q.workflow.training import calibrate_routing, search_only, train
+    from ppsr2q.workflow.starting import search_only
+    from ppsr2q.workflow.training import calibrate_routing, train
     if row.stage == "searched":
         search_only(config)
     else:
@@ -136,7 +137,7 @@ def _prepare(config: Config, row: Row, config_path: str) -> None:
 def _seconds(config: Config) -> float:
     """What the training of a row took, earlier parts of an interrupted run included; OSRC without its stage 1."""
     from ppsr2q.core.files import load_artifact
-    from ppsr2q.workflow.training import paths
+    from ppsr2q.workflow.paths import paths
     files = sorted(paths(config)["resume"].glob("*.safetensors"))
     return sum(load_artifact(file).metadata["state"]["seconds"] for file in files)
 

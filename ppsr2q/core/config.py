@@ -44,6 +44,8 @@ class QuantConfig:
                              choices=("float", "integer"))
     parametrization: str = option("absolute", "train the bounds themselves, or divided by their first range",
                                   choices=("absolute", "relative"))
+    equalize: bool = option(False, "first fold scales, shifts and head matrices between layers, which leaves the "
+                            "full-precision network unchanged and makes it easier to quantize")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +67,8 @@ class RectifierConfig:
     gate: str = option("dynamic", "rectifier weights from the input, or one trained vector per layer",
                        choices=("dynamic", "static"))
     per_sample: bool = option(False, "a dynamic gate weighs each sample, not the mean of the batch")
+    start: str = option("zero", "increments begin at zero, or at those that best correct each layer's output (runs "
+                        "without train.start_from)", choices=("zero", "closed_form"))
     form: str = option("low_rank", "N mixed products B A, or one unconstrained increment a layer (needs number: 1)",
                        choices=("low_rank", "full_rank"))
 

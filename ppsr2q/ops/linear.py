@@ -31,8 +31,8 @@ def _token_mean(x: paddle.Tensor, layers: Sequence[nn.Layer]) -> Optional[paddle
 
 def linear_reference(x, layer, residual=None, skip=None):
     """Pure-Paddle :func:`linear`."""
-    weight = weight_matrix(layer, _token_mean(x, [layer]))
-    return _apply(quantize(x, input_point(layer)), layer, weight, residual, skip)
+    quantized = quantize(x, input_point(layer))  # before the weight: a pass that observes inputs may change it
+    return _apply(quantized, layer, weight_matrix(layer, _token_mean(x, [layer])), residual, skip)
 
 
 def linear(x: paddle.Tensor, layer: nn.Layer, residual: Optional[paddle.Tensor] = None,

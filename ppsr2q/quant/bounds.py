@@ -1,4 +1,4 @@
-"""Range searches: pure functions from values to the clipping bounds (a, b) of the quantizer."""
+"""Range searches: pure functions from values to the clipping bounds (a, b) of the quantizer, and what it rounds to."""
 from __future__ import annotations
 
 from typing import Tuple
@@ -13,6 +13,13 @@ def subsample(values: np.ndarray, limit: int, seed: int) -> np.ndarray:
         return flat
     drawn = flat[np.random.default_rng(seed).integers(0, flat.size, limit - 2)]
     return np.concatenate([drawn, [flat.min(), flat.max()]]).astype(flat.dtype)
+
+
+def round_to_levels(values: np.ndarray, bounds: Tuple[float, float], bits: int) -> np.ndarray:
+    """Eq. 1 in float64, for errors of a choice of bounds: values of any shape -> their levels."""
+    a, b = bounds
+    step = (b - a) / (2**bits - 1)
+    return np.round((np.clip(values, a, b) - a) / step) * step + a
 
 
 def candidate_bounds(low: float, high: float, candidates: int, one_sided: bool) -> np.ndarray:

@@ -58,6 +58,27 @@ class RectifierGroup(nn.Layer):
         """The trained parameters that are not the gate's."""
         return {"A": self.A, "B": self.B}
 
+    def nearest(self, increment: np.ndarray) -> np.ndarray:
+        """The best approximation of float (d_in, d_out) that the group can express, of rank N r."""
+        count = self.A.shape[0] * self.A.shape[1]
+        left, values, right = np.linalg.svd(increment, full_matrices=False)
+        return (left * values)[:, :count] @ right[:count]
+
+    def start_at(self, increment: np.ndarray) -> None:
+        """Make ΔW, mixed by equal weights, :meth:`nearest` to float (d_in, d_out).
+
+        The singular triples are dealt out in turn. Rows of A get the norm that their draws have (the mean square of a
+        draw is 1/(3 d_in)), so that B learns as fast as from zero; where no triple is left, A and B stay.
+        """
+        number, rank, _ = self.A.shape
+        left, values, right = np.linalg.svd(increment, full_matrices=False)
+        A, B = self.A.numpy(), self.B.numpy()
+        for i, value in enumerate(values[:number * rank]):
+            A[i % number, i // number] = left[:, i] * 3**-0.5
+            B[i % number, i // number] = right[i] * value * number * 3**0.5
+        self.A.set_value(A)
+        self.B.set_value(B)
+
     def forward(self, token_mean=None) -> paddle.Tensor:
         return self.increment(self.gate(token_mean))
 
@@ -85,6 +106,14 @@ class FullRankIncrement(nn.Layer):
     def factors(self) -> Dict[str, paddle.Tensor]:
         """The trained parameters."""
         return {"delta": self.delta}
+
+    def nearest(self, increment: np.ndarray) -> np.ndarray:
+        """The increment itself: any can be expressed."""
+        return increment
+
+    def start_at(self, increment: np.ndarray) -> None:
+        """Set ΔW to float (d_in, d_out)."""
+        self.delta.set_value(increment.astype(np.float32))
 
     def forward(self, token_mean=None) -> paddle.Tensor:
         return self.delta

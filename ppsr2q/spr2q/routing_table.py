@@ -10,7 +10,7 @@ import paddle
 from paddle import nn
 
 from ppsr2q.core.errors import UserError
-from ppsr2q.core.files import Artifact, load_artifact, save_artifact
+from ppsr2q.core.files import Artifact, save_artifact
 from ppsr2q.quant.calibrate import get_bounds, set_bounds
 from ppsr2q.quant.convert import get_sublayer
 from ppsr2q.spr2q.finetune import load_parameters
@@ -112,13 +112,12 @@ def save_table(student: nn.Layer, path: Union[str, Path], metadata: dict,
     save_artifact(path, tensors, TABLE_KIND, metadata)
 
 
-def load_table(student: nn.Layer, path: Union[str, Path]) -> Artifact:
+def load_table(student: nn.Layer, artifact: Artifact, path: Union[str, Path]) -> None:
     """Set the bounds, increments and fine-tuned parameters of a freshly quantized student from a table.
 
     Raises:
-        UserError: damaged file, or a table for another plan or architecture.
+        UserError: a table for another plan or architecture.
     """
-    artifact = load_artifact(path, TABLE_KIND)
     load_bounds(student, artifact, path)
     load_parameters(student, artifact, path)
     for name, increment in _part(artifact, "increment/").items():
@@ -130,4 +129,3 @@ def load_table(student: nn.Layer, path: Union[str, Path]) -> Artifact:
         if list(increment.shape) != shape:
             raise UserError(f"{path}: increment of {name} has shape {list(increment.shape)}, expected {shape}")
         layer.weight_delta = StaticIncrement(increment)
-    return artifact

@@ -23,11 +23,12 @@ from ppsr2q.quant import Plan, get_bounds, named_quantizers
 from ppsr2q.quant.fake_quantizer import fix_bounds
 from ppsr2q.spr2q.fuse import FUSED_KIND, fuse, fused_state, split_fused_state
 from ppsr2q.spr2q.rectifier import freeze_gates
-from ppsr2q.spr2q.routing_table import load_table
+from ppsr2q.spr2q.routing_table import TABLE_KIND, load_table
 from ppsr2q.workflow.batches import calibration_batch
 from ppsr2q.workflow.networks import (Quantized, build_quantized, check_origin, fused_network, load_fused, load_packed,
                                       parameters_of_official, provenance)
-from ppsr2q.workflow.training import load_trained, paths, require_stage
+from ppsr2q.workflow.paths import paths, require_stage
+from ppsr2q.workflow.training import load_trained
 
 TOLERANCE = 1e-5  # of an output in [0, 1], largest difference: both networks run the same float32 operators
 #: Root mean square difference of what adds in another order (inference model, ONNX) or has its parameters rounded to
@@ -62,7 +63,10 @@ def load_calibrated(config: Config, config_path: str) -> Quantized:
     path = paths(config)["table"]
     require_stage(path, "route_calib", config_path)
     quantized = build_quantized(config)
-    check_origin(load_table(quantized.student, path), config, quantized.teacher, path)
+    artifact = load_artifact(path, TABLE_KIND)
+    check_origin(artifact, config, quantized.teacher, path)
+    quantized.fold_as(artifact, path)
+    load_table(quantized.student, artifact, path)
     return quantized
 
 

@@ -1,9 +1,9 @@
 """Networks as a config describes them, and as artifacts carry them."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Union
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 
 import numpy as np
 import paddle
@@ -18,11 +18,13 @@ from ppsr2q.models import ARCHITECTURES
 from ppsr2q.models.checkpoint import load_state, load_weights, weights_sha256
 from ppsr2q.quant import PLAN_ENTRIES, Plan, QuantizerOptions, quantize, set_bounds
 from ppsr2q.quant.convert import named_quantizers
+from ppsr2q.quant.folds import apply_folds
 from ppsr2q.quant.plan import PlannedTensor
 from ppsr2q.spr2q.finetune import changed_parameters, snapshot
 from ppsr2q.spr2q.fuse import FUSED_KIND, split_fused_state, strip_weight_quantizers
 
 EMBEDDED = "embedded"
+FOLDS = "folds/"  # prefix of what artifacts hold of them
 _EMBEDDED_FILES = {("mambairv2_light", 2): "mambairv2_light_x2_embedded.safetensors"}
 
 
@@ -75,17 +77,55 @@ def build_plan(config: Config) -> Plan:
 
 @dataclass
 class Quantized:
-    """A quantized student beside its teacher; ``before`` holds the student's network parameters at its start."""
+    """A quantized student beside its teacher.
 
+    Attributes:
+        architecture: key of ``ARCHITECTURES``.
+        before: the student's network parameters at its start: those of the teacher, folded if ``folds`` are.
+        folds: what ``quant.equalize`` chose, or an artifact carries (``folds.apply_folds``); empty: not equalized.
+    """
+
+    architecture: str
     teacher: nn.Layer
     student: nn.Layer
     plan: Plan
     tensors: List[PlannedTensor]
     before: Dict[str, np.ndarray]
+    folds: Dict[str, np.ndarray] = field(default_factory=dict)
 
     def changed(self) -> Dict[str, np.ndarray]:
-        """What artifacts must carry of the network itself, because it differs from the full-precision weights."""
-        return changed_parameters(self.student, self.before)
+        """What artifacts must carry of the network itself, because it differs from the full-precision weights:
+        ``folds/<fold>``, and ``parameters/<name>`` of what then differs from the folded weights."""
+        return {**self.stored_folds(), **changed_parameters(self.student, self.before)}
+
+    def stored_folds(self) -> Dict[str, np.ndarray]:
+        """The folds as artifacts hold them."""
+        return {f"{FOLDS}{name}": value for name, value in self.folds.items()}
+
+    def fold(self, folds: Mapping[str, np.ndarray]) -> None:
+        """Fold the student, fresh from ``build_quantized``.
+
+        Raises:
+            ValueError: from ``apply_folds``.
+        """
+        apply_folds(self.student, self.architecture, folds)
+        self.folds, self.before = dict(folds), snapshot(self.student)
+
+    def fold_as(self, artifact: Artifact, path: Union[str, Path]) -> None:
+        """Fold the student as an artifact says, before its other parts are loaded; nothing, if it is folded so already.
+
+        Raises:
+            UserError: folds that this network has no place for, or others than it already has.
+        """
+        folds = {key[len(FOLDS):]: value for key, value in artifact.tensors.items() if key.startswith(FOLDS)}
+        if self.folds:
+            if set(folds) != set(self.folds) or any((folds[key] != self.folds[key]).any() for key in folds):
+                raise UserError(f"{path}: equalized otherwise than what this run has started from")
+            return
+        try:
+            self.fold(folds)
+        except ValueError as error:
+            raise UserError(f"{path}: {error}") from None
 
 
 def build_quantized(config: Config) -> Quantized:
@@ -95,7 +135,7 @@ def build_quantized(config: Config) -> Quantized:
     for parameter in teacher.parameters():
         parameter.stop_gradient = True
     student = quantize(teacher, plan)
-    return Quantized(teacher, student, plan, plan.resolve(teacher), snapshot(student))
+    return Quantized(config.model.name, teacher, student, plan, plan.resolve(teacher), snapshot(student))
 
 
 def provenance(config: Config, teacher: nn.Layer) -> Dict[str, Any]:
@@ -118,17 +158,26 @@ def check_origin(artifact: Artifact, config: Config, teacher: nn.Layer, path: Un
     if found != expected:
         raise UserError(f"{path}: made for full-precision weights {str(found)[:12]}…, but model.weights has "
                         f"{expected[:12]}…")
-    key = None if other_quantizers else differing_quantizers(artifact, config)
+    key = differing_quantizers(artifact, config, ("equalize",) if other_quantizers else _SAME_QUANTIZERS)
     if key is not None:
-        raise UserError(f"{path}: made with quant.{key} = {artifact.metadata['config']['quant'][key]!r}, now it is "
+        raise UserError(f"{path}: made with quant.{key} = {_quant_options(artifact)[key]!r}, now it is "
                         f"{config_to_dict(config)['quant'][key]!r}; restore it, or make the file again")
 
 
-def differing_quantizers(artifact: Artifact, config: Config) -> Optional[str]:
+_SAME_QUANTIZERS = ("bits", "overrides", "zero_point", "equalize")
+
+
+def _quant_options(artifact: Artifact) -> Dict[str, Any]:
+    """Section ``quant`` of an artifact's config; what it does not name was not there yet when it was written."""
+    return {"equalize": False, **artifact.metadata["config"]["quant"]}
+
+
+def differing_quantizers(artifact: Artifact, config: Config,
+                         options: Sequence[str] = _SAME_QUANTIZERS) -> Optional[str]:
     """None when an artifact's bounds mean the same under this config, else the first option of ``quant`` that differs
     (bounds of other quantizers would load, and mean something else)."""
-    before, now = artifact.metadata["config"]["quant"], config_to_dict(config)["quant"]
-    return next((key for key in ("bits", "overrides", "zero_point") if before[key] != now[key]), None)
+    before, now = _quant_options(artifact), config_to_dict(config)["quant"]
+    return next((key for key in options if before[key] != now[key]), None)
 
 
 def fused_network(architecture: Dict[str, Any], plan: Plan, state: Dict[str, np.ndarray],

@@ -8,7 +8,9 @@ from paddle import nn
 from ppsr2q.core.config import Config
 from ppsr2q.workflow.exporting import load_calibrated, mean_gate_student
 from ppsr2q.workflow.networks import build_network, build_quantized, load_fused
-from ppsr2q.workflow.training import load_searched_bounds, load_trained, paths, require_stage
+from ppsr2q.workflow.paths import paths, require_stage
+from ppsr2q.workflow.starting import load_searched_bounds
+from ppsr2q.workflow.training import load_trained
 
 
 def _searched(config: Config, config_path: str) -> nn.Layer:

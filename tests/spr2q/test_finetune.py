@@ -71,12 +71,12 @@ def test_artifacts_carry_what_was_fine_tuned(tmp_path):
     freeze_gates(student, paddle.to_tensor(images()))
     save_table(student, tmp_path / "t.safetensors", {}, changed)
     fresh = quantize(teacher, Plan(ENTRIES, 3))
-    load_table(fresh, tmp_path / "t.safetensors")
+    load_table(fresh, load_artifact(tmp_path / "t.safetensors"), tmp_path / "t.safetensors")
     np.testing.assert_array_equal(fresh(x).numpy(), student(x).numpy())
 
     save_table(student, tmp_path / "t.safetensors", {}, {"parameters/blocks.0.table": np.zeros(7, np.float32)})
     with pytest.raises(UserError, match=r"t.safetensors: holds a fine-tuned blocks.0.table \[7\]"):
-        load_table(fresh, tmp_path / "t.safetensors")
+        load_table(fresh, load_artifact(tmp_path / "t.safetensors"), tmp_path / "t.safetensors")
 
 
 def test_a_full_rank_increment_learns_without_a_gate(tmp_path):

@@ -111,7 +111,7 @@ def test_table_and_fuse_keep_every_bit_of_the_calibrated_student(trained, tmp_pa
     np.testing.assert_allclose(table["increment/blocks.0.fc"], by_hand, atol=1e-6)
 
     other = quantize(teacher, Plan(ENTRIES, 3))
-    load_table(other, tmp_path / "t.safetensors")
+    load_table(other, load_artifact(tmp_path / "t.safetensors"), tmp_path / "t.safetensors")
     np.testing.assert_array_equal(other(x).numpy(), expected)
     fuse(other, tensors)
     np.testing.assert_array_equal(other(x).numpy(), expected)
@@ -130,7 +130,7 @@ def test_tables_of_another_network_are_refused(trained, tmp_path):
     save_table(student, tmp_path / "t.safetensors", {})
     other = quantize(teacher, Plan(ENTRIES[:1], 3))
     with pytest.raises(UserError, match="t.safetensors.*another plan"):
-        load_table(other, tmp_path / "t.safetensors")
+        load_table(other, load_artifact(tmp_path / "t.safetensors"), tmp_path / "t.safetensors")
 
 
 @pytest.mark.parametrize("per_sample", [False, True])

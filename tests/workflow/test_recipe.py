@@ -4,21 +4,22 @@ import paddle
 import pytest
 
 from ppsr2q.core.config import load_config
-from ppsr2q.core.errors import UserError
+from ppsr2q.core.errors import Interrupted, UserError
 from ppsr2q.core.files import load_artifact
 from ppsr2q.data.embedded import write_embedded
 from ppsr2q.workflow.batches import phased_batches
 from ppsr2q.workflow.exporting import export, probe
 from ppsr2q.workflow.networks import load_fused
+from ppsr2q.workflow.paths import paths
 from ppsr2q.workflow.stages import network_of_stage
-from ppsr2q.workflow.training import calibrate_routing, paths, train
+from ppsr2q.workflow.training import calibrate_routing, train
 
 CONFIG = "configs/mambairv2_light_x2_w{}a{}_best.yml"
 SMALL = ["model.weights=embedded", "calib.images=1", "calib.lr_patch=16", "train.iterations=4", "train.batch=1",
          "train.lr_patch=16", "train.final_share=0.25", "train.final_lr_patch=24", "train.final_batch=2",
          "train.average_last=2", "train.warmup=0", "train.validate_every=0", "train.validation_crops=1",
          "train.save_every=1", "train.teacher_routing=0.5", "loss.route_weight=0.01", "route_calib.iterations=1",
-         "route_calib.batch=1"]
+         "route_calib.batch=1", "quant.equalize=true", "rectifier.start=closed_form"]
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +111,43 @@ def test_the_final_phase_has_its_own_crops_and_ground_truth(configure):
 def test_mistakes_are_named(configure, option, message):
     with pytest.raises(UserError, match=message):
         train(configure(4, "mistakes", option))
+
+
+def test_an_equalized_run_in_closed_form_goes_on_bit_for_bit(configure):
+    """One run in one piece, one that stops after each iteration. Biases that do not learn are kept too."""
+    options = ("train.finetune=none",)
+    whole, part = configure(8, "whole8", *options), configure(8, "part8", *options)
+    train(whole)
+    from ppsr2q.core.trainer import Trainer
+    real = Trainer._iterate
+    for _ in range(3):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
+            patch.setattr(Trainer, "_iterate", lambda self, iteration: (real(self, iteration)[0], True))
+            train(part, resume=True)
+    train(part, resume=True)
+    expected, found = (load_artifact(paths(c)["rectifiers"]).tensors for c in (whole, part))
+    assert set(expected) == set(found) and any(name.startswith("folds/") for name in expected)
+    assert {name for name in expected if name.startswith("parameters/")} and not any(
+        name.startswith("parameters/") and name.endswith("weight") for name in expected)
+    for name, value in expected.items():
+        assert value.tobytes() == found[name].tobytes(), name
+
+
+def test_the_searched_stage_is_equalized(eight):
+    bounds, rectifiers = (load_artifact(paths(eight)[key]) for key in ("bounds", "rectifiers"))
+    folds = {name: value for name, value in rectifiers.tensors.items() if name.startswith("folds/")}
+    assert folds and all((bounds.tensors[name] == value).all() for name, value in folds.items())
+    name = "layers.0.residual_group.layers.0.norm1.weight"
+    student, plain = network_of_stage(eight, "", "searched"), network_of_stage(eight, "", "fp")
+    weights = [dict(network.named_parameters())[name].numpy() for network in (student, plain)]
+    scale = folds["folds/layers.0.residual_group.layers.0.attention_input.scale"]
+    np.testing.assert_allclose(weights[0], weights[1] / scale, rtol=1e-6)
+
+
+def test_equalized_and_other_runs_are_not_mixed(eight, configure):
+    start = f"train.start_from={paths(eight)['rectifiers']}"
+    with pytest.raises(UserError, match="made with quant.equalize = True, now it is False"):
+        train(configure(4, "unequal", start, "quant.equalize=false"))
 
 
 def test_starts_of_other_weights_or_rectifiers_are_refused(eight, configure, tmp_path):

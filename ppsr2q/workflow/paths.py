@@ -1,0 +1,31 @@
+"""Where the files of a run lie."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Dict
+
+from ppsr2q.core.config import Config
+from ppsr2q.core.errors import UserError
+
+
+def paths(config: Config) -> Dict[str, Path]:
+    """Where everything of a run lies under ``output_dir``."""
+    out = Path(config.output_dir)
+    return {"bounds": out / "searched_bounds.safetensors", "start": out / "start.safetensors",
+            "rectifiers": out / "rectifiers.safetensors",
+            "table": out / "spr2q_table.safetensors", "fused": out / "fused.safetensors",
+            "packed": out / "model.safetensors", "onnx": out / "model.onnx", "torch": out / "torch.safetensors",
+            "openvino": out / "openvino",
+            "inference": out / "inference", "resume": out / "resume", "log": out / "log"}
+
+
+def checkpoint_path(config: Config, stage_name: str) -> Path:
+    """The file that a stage goes on from."""
+    return paths(config)["resume"] / f"{stage_name}.safetensors"
+
+
+def require_stage(path: Path, tool: str, config_path: str) -> None:
+    """Raise the error that names the command which makes a missing file."""
+    if not path.exists():
+        raise UserError(f"{path} is missing; make it with\n  python tools/{tool}.py -c {config_path} (and the same -o "
+                        "options)")
