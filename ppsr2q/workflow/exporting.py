@@ -93,12 +93,18 @@ def save_inference_model(network: nn.Layer, prefix: Path) -> None:
     paddle.jit.save(paddle.jit.to_static(network, input_spec=spec, full_graph=True), str(prefix))
 
 
-def _outputs(network, noise: float = 0.0) -> List[np.ndarray]:
+def _outputs(network, noise: float = 0.0, sizes: Sequence[Tuple[int, int]] = PROBE_SIZES) -> List[np.ndarray]:
     random = np.random.default_rng(0)
-    images = [probe(size) for size in PROBE_SIZES]
+    images = [probe(size) for size in sizes]
     noises = [noise * random.uniform(-1, 1, image.shape).astype(np.float32) for image in images]
     with paddle.no_grad():
         return [network(image + paddle.to_tensor(own)).numpy() for image, own in zip(images, noises)]
+
+
+def graph_tolerance(network, sizes: Sequence[Tuple[int, int]] = PROBE_SIZES) -> float:
+    """Root mean square difference to a network on its probes that a sound graph of it may show."""
+    own = map(_root_mean_square, _outputs(network, ROUNDING_NOISE, sizes), _outputs(network, sizes=sizes))
+    return max(GRAPH_TOLERANCE, NOISE_FACTOR * max(own))
 
 
 def export(config: Config, config_path: str, formats: Sequence[str] = DEFAULT_FORMATS,
@@ -122,10 +128,10 @@ def export(config: Config, config_path: str, formats: Sequence[str] = DEFAULT_FO
     quantized = load_calibrated(config, config_path)
     student = quantized.student
     expected, bounds = _outputs(student), get_bounds(student)
-    own = max(map(_root_mean_square, _outputs(student, ROUNDING_NOISE), expected))
+    tolerance = graph_tolerance(student)
     fuse(student, quantized.tensors)
     job = _Job(student, quantized.plan, bounds, provenance(config, quantized.teacher), paths(config), rest,
-               target, optimize, expected, max(GRAPH_TOLERANCE, NOISE_FACTOR * own))
+               target, optimize, expected, tolerance)
     return {name: FORMATS[name](job) for name in FORMATS if name in formats}
 
 
