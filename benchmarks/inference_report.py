@@ -123,7 +123,7 @@ def plot(record: Record, path: Path) -> None:
     for name, milliseconds, _, psnr in points:
         color = "#1b7837" if ENGINES[name].ours else "#8c6bb1"
         time.plot(milliseconds, psnr, "o", color=color)
-        time.annotate(name, (milliseconds, psnr), xytext=(4, 4), textcoords="offset points", fontsize=7)
+        time.annotate(name, (milliseconds, psnr), xytext=(2, 4), textcoords="offset points", fontsize=7, rotation=40)
     for name, _, count, psnr in points:
         if ENGINES[name].runtime:
             size.plot(count / 1e6, psnr, "o", color="#1b7837")

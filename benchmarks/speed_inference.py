@@ -11,7 +11,7 @@ bounds searched on embedded images and not trained. Without --weights (a full-pr
 that ships with ppsr2q stands in: PSNR losses are its own, and what is timed is the x4 network that doubles its pixels.
 DATA holds Set5; without it PSNR is of embedded images.
 
-Use a machine that does nothing else. --quick takes about 2 minutes on 2 cores, everything about 10.
+Use a machine that does nothing else. --quick takes a few minutes on 2 cores, everything about 15.
 """
 from __future__ import annotations
 
