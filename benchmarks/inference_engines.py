@@ -34,9 +34,9 @@ def _paddle_inference(path: Path, threads: int) -> Upscale:
 
     from ppsr2q.workflow.exporting import save_inference_model
     from ppsr2q.workflow.networks import load_packed, upscaler
-    prefix = path.parent / "inference" / path.stem
-    save_inference_model(load_packed(path), prefix)
-    network = paddle.jit.load(str(prefix))
+    folder = path.parent / "inference" / path.stem
+    save_inference_model(load_packed(path), folder)
+    network = paddle.jit.load(str(folder / "model"))
     network.eval()
     return upscaler(network)
 

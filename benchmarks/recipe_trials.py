@@ -9,14 +9,18 @@ writes its record as soon as it is finished.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Dict, List
 
-from ppsr2q.core.config import config_to_dict, load_config
-from ppsr2q.core.errors import UserError
-from ppsr2q.core.files import atomic_path
-from ppsr2q.evaluation.records import fingerprint_of, read_records, write_record
-from ppsr2q.workflow import cli
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import runs  # noqa: E402
+from ppsr2q.core.config import config_to_dict, load_config  # noqa: E402
+from ppsr2q.core.errors import UserError  # noqa: E402
+from ppsr2q.core.files import atomic_path  # noqa: E402
+from ppsr2q.evaluation.records import fingerprint_of, read_records, write_record  # noqa: E402
+from ppsr2q.workflow import cli  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "recipe_trials"
 CONFIG = "configs/mambairv2_light_x2_w4a4.yml"
@@ -35,6 +39,11 @@ TRIALS: Dict[str, List[str]] = {
     "latent x4": [*_LATENT, "train.lr_latent=8e-4"],
     "all": _ALL,
     "all x4": _ALL_X4,
+    "all x8": [*_ALL, "train.lr_latent=1.6e-3", "train.lr_float=8e-4"],
+    "all x4, features x0.1": [*_ALL_X4, "loss.feature_weight=0.5"],
+    "all x4, features x0.02": [*_ALL_X4, "loss.feature_weight=0.1"],
+    "all x4, features x0.1, equalized, closed form": [*_ALL_X4, "loss.feature_weight=0.5", "quant.equalize=true",
+                                                      "rectifier.start=closed_form"],
     "all x4, equalized": [*_ALL_X4, "quant.equalize=true"],
     "all x4, equalized, closed form": [*_ALL_X4, "quant.equalize=true", "rectifier.start=closed_form"],
     "all, route": [*_ALL, "loss.route_weight=1e-2"],
@@ -48,12 +57,12 @@ def run(name: str, iterations: int, weights: str, train_folder: str, output: Pat
     from ppsr2q.workflow.training import train
     file = results / f"{name.replace(' ', '_').replace(',', '')}_{iterations}.json"
     options = [*COMMON, f"train.iterations={iterations}", f"train.validate_every={iterations}", *TRIALS[name]]
-    mark = fingerprint_of(options=options)
+    config = load_config(CONFIG, [*options, f"model.weights={weights}", f"data.train={train_folder}",
+                                  f"output_dir={output / file.stem}"])
+    mark = fingerprint_of(options=options, weights=runs.weights_hash(config))
     known = read_records(results).get(file.stem)
     if known and known["fingerprint"] == mark:
         return
-    config = load_config(CONFIG, [*options, f"model.weights={weights}", f"data.train={train_folder}",
-                                  f"output_dir={output / file.stem}"])
     result = train(config, resume=True)
     figures = {"psnr_y": next(entry["validation/psnr_y"] for entry in reversed(result.history)
                               if "validation/psnr_y" in entry),

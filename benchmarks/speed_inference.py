@@ -16,10 +16,8 @@ Use a machine that does nothing else. --quick takes a few minutes on 2 cores, ev
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
-import time
 from pathlib import Path
 from statistics import median
 from typing import Any, Callable, Dict, List, Tuple
@@ -27,14 +25,11 @@ from typing import Any, Callable, Dict, List, Tuple
 # The module is imported once more by every child process: what it imports counts in their peak memory.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import inference_engines as engines, inference_report, speed_report  # noqa: E402
+from benchmarks import inference_engines as engines, inference_report, speed_tool  # noqa: E402
 from benchmarks.inference_plan import (CASES, ENGINES, FULL_PRECISION, GROWING, LARGEST, ROUNDS, SEED,  # noqa: E402
                                        SIDES, SLOW, SMALLEST)
 from benchmarks.timing import REST, DoesNotFit, Worker, in_child, interleave  # noqa: E402
-from ppsr2q.core.environment import usable_processors  # noqa: E402
 from ppsr2q.core.errors import UserError  # noqa: E402
-from ppsr2q.core.files import atomic_path  # noqa: E402
-from ppsr2q.evaluation.records import write_record  # noqa: E402
 from ppsr2q.workflow import cli  # noqa: E402
 
 CROP = 192  # pixels
@@ -159,43 +154,24 @@ def _protocol(arguments: argparse.Namespace) -> Results:
             "engines": {name: engine.text for name, engine in ENGINES.items()}}
 
 
-def measure(arguments: argparse.Namespace) -> None:
-    """Measure, then write record, table and plot."""
-    started = time.monotonic()
+def _run(arguments: argparse.Namespace) -> Results:
     with tempfile.TemporaryDirectory() as folder:
-        results = Measurement(arguments, Path(folder), lambda line: print(line, flush=True)).run()
-    record = write_record(arguments.json, "speed of inference in every engine", results,
-                          how="python benchmarks/speed_inference.py --json FILE" + " --quick" * arguments.quick
-                              + " --weights X4" * (arguments.weights is not None)
-                              + " --models DIR" * (arguments.models is not None)
-                              + " --data DATA" * (arguments.data is not None),
-                          seconds=time.monotonic() - started, seed=SEED, protocol=_protocol(arguments))
-    speed_report.write(arguments.json, {**record, "cases": results["cases"]}, inference_report.markdown,
-                       inference_report.plot)
-    print(f"\n{arguments.json.with_suffix('.md').read_text(encoding='utf-8')}")
+        return Measurement(arguments, Path(folder), lambda line: print(line, flush=True)).run()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="record to write (.json)")
-    parser.add_argument("--quick", action="store_true", help="small images only, one round, a coarse search of bounds")
+    parser = speed_tool.make_parser(__doc__, "small images only, one round, a coarse search of bounds", 200,
+                                    "one child process")
     parser.add_argument("--weights", metavar="FILE", help="full-precision x4 checkpoint")
     parser.add_argument("--models", type=Path, metavar="DIR", help="folder with packed x4 models")
     parser.add_argument("--data", type=Path, metavar="DATA", help="folder that holds Set5")
-    parser.add_argument("--threads", type=int, default=min(2, usable_processors()),
-                        help="of every engine (default: %(default)s)")
-    parser.add_argument("--limit", type=float, default=200, metavar="SECONDS",
-                        help="of one child process; what takes longer is skipped (default: %(default)s)")
     arguments = parser.parse_args()
-    if arguments.json.suffix != ".json":
-        raise UserError(f"--json {arguments.json}: expected a name that ends in .json")
-    if arguments.threads < 1:
-        raise UserError(f"--threads {arguments.threads}: expected at least 1")
     if arguments.models is not None and not arguments.weights:
         raise UserError("--models needs --weights: losses refer to the full-precision network that they were made from")
-    with atomic_path(arguments.json.with_suffix(".md")) as temporary:  # say now if it cannot be written
-        temporary.write_text("running\n", encoding="utf-8")
-    measure(arguments)
+    speed_tool.check(arguments)
+    speed_tool.measure(arguments, lambda: _run(arguments), "speed of inference in every engine", "speed_inference.py",
+                       ("--quick", "--weights X4", "--models DIR", "--data DATA"), SEED, _protocol(arguments),
+                       inference_report.markdown, inference_report.plot)
 
 
 if __name__ == "__main__":

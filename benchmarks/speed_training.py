@@ -19,20 +19,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
 from pathlib import Path
 from statistics import median
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import speed_report  # noqa: E402
+from benchmarks import speed_tool  # noqa: E402
 from benchmarks.speed_plan import (CASES, PEER, PEER_KEPT, SCAN_COMMIT, SEED, SIDES, Case,  # noqa: E402
                                    Sources)
 from benchmarks.timing import REST, DoesNotFit, Worker, in_child, interleave  # noqa: E402
-from ppsr2q.core.errors import UserError  # noqa: E402
-from ppsr2q.core.files import atomic_path  # noqa: E402
-from ppsr2q.evaluation.records import write_record  # noqa: E402
+from ppsr2q.core.environment import usable_processors  # noqa: E402
 from ppsr2q.workflow import cli  # noqa: E402
 
 Results = Dict[str, Any]
@@ -119,7 +116,7 @@ class Measurement:
 
     def _thread_counts(self) -> Results:
         found = {}
-        for threads in sorted({1, min(2, _cores()), _cores()}):
+        for threads in sorted({1, min(2, usable_processors()), usable_processors()}):
             case = CASES["fp_forward_180x320"]
             samples = self._interleaved(case, ["fused"], 1, threads)
             found[str(threads)] = median(samples["fused"])
@@ -133,10 +130,6 @@ class Measurement:
                                       PPSR2Q_NO_MKL_HINT="1")
             self._say(f"Paddle's matmul, {name}: {found[name]:.0f} GFLOP/s")
         return found
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _protocol(arguments: argparse.Namespace) -> Results:
@@ -160,41 +153,18 @@ def _protocol(arguments: argparse.Namespace) -> Results:
     }
 
 
-def measure(arguments: argparse.Namespace) -> None:
-    """Measure, then write record, table and plot."""
-    started = time.monotonic()
-    results = Measurement(arguments, lambda line: print(line, flush=True)).run()
-    record = write_record(arguments.json, "speed of training and of the full-precision network", results,
-                          how="python benchmarks/speed_training.py --json FILE" + " --quick" * arguments.quick
-                              + " --peer DIR" * (arguments.peer is not None),
-                          seconds=time.monotonic() - started, seed=SEED, protocol=_protocol(arguments))
-    speed_report.write(arguments.json, {**record, "cases": results["cases"]})
-    print(f"\n{arguments.json.with_suffix('.md').read_text(encoding='utf-8')}")
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="record to write (.json)")
-    parser.add_argument("--quick", action="store_true",
-                        help="fewer rounds; the slowest variants are left out")
+    parser = speed_tool.make_parser(__doc__, "fewer rounds; the slowest variants are left out", 900, "one call")
     parser.add_argument("--peer", metavar="DIR",
                         help="checkout of the official PyTorch repository (needs torch and einops)")
     parser.add_argument("--weights", metavar="FILE",
                         help="x4 checkpoint for the forwards (speed does not depend on it)")
-    parser.add_argument("--threads", type=int, default=min(2, _cores()),
-                        help="of all cases (default: %(default)s)")
-    parser.add_argument("--limit", type=float, default=900, metavar="SECONDS",
-                        help="of one call; what takes longer is skipped (default: %(default)s)")
     arguments = parser.parse_args()
-    if arguments.json.suffix != ".json":
-        raise UserError(f"--json {arguments.json}: expected a name that ends in .json")
-    if arguments.threads < 1:
-        raise UserError(f"--threads {arguments.threads}: expected at least 1")
-    with atomic_path(arguments.json.with_suffix(".md")) as temporary:  # say now if it cannot be written
-        temporary.write_text("running\n", encoding="utf-8")
+    speed_tool.check(arguments)
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
-    measure(arguments)
+    speed_tool.measure(arguments, lambda: Measurement(arguments, lambda line: print(line, flush=True)).run(),
+                       "speed of training and of the full-precision network", "speed_training.py",
+                       ("--quick", "--peer DIR", "--weights X4"), SEED, _protocol(arguments))
 
 
 if __name__ == "__main__":

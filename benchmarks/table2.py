@@ -13,20 +13,22 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import statistics
-import threading
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from ppsr2q.core.config import Config, config_to_dict, load_config
-from ppsr2q.core.errors import Interrupted, UserError
-from ppsr2q.core.files import atomic_path
-from ppsr2q.evaluation.evaluator import PROTOCOL
-from ppsr2q.evaluation.records import Cell, fingerprint_of, read_records, render_table, write_record
-from ppsr2q.workflow import cli
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import runs  # noqa: E402
+from ppsr2q.core.config import Config, config_to_dict, load_config  # noqa: E402
+from ppsr2q.core.errors import UserError  # noqa: E402
+from ppsr2q.core.files import atomic_path  # noqa: E402
+from ppsr2q.evaluation.evaluator import PROTOCOL  # noqa: E402
+from ppsr2q.evaluation.records import Cell, fingerprint_of, read_records, render_table, write_record  # noqa: E402
+from ppsr2q.workflow import cli  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "table2"
 CONFIG = "configs/mambairv2_light_x2_w{bits}a{bits}.yml"
@@ -87,10 +89,10 @@ COMPARISONS = (("osrc", "rgt"), ("full_rank", "rgt"), ("full_rank", "osrc"), ("o
 def row_config(row: Row, bits: int, seed: int, schedule: str, weights: Optional[str] = None,
                data: Optional[Path] = None, output: Path = Path("output/table2")) -> Config:
     """The config of one run; without weights and data it still tells plan and schedule."""
-    runs = output / schedule / f"w{bits}"
-    options = [*SCHEDULES[schedule], *row.options, f"seed={seed}", f"output_dir={runs / f'{row.folder}-s{seed}'}"]
+    folder = output / schedule / f"w{bits}"
+    options = [*SCHEDULES[schedule], *row.options, f"seed={seed}", f"output_dir={folder / f'{row.folder}-s{seed}'}"]
     if row.further:
-        start = runs / f"{ROWS[row.further].folder}-s{seed}" / "rectifiers.safetensors"
+        start = folder / f"{ROWS[row.further].folder}-s{seed}" / "rectifiers.safetensors"
         iterations = load_config(CONFIG.format(bits=bits), SCHEDULES[schedule]).route_calib.iterations
         options += [f"train.start_from={start}", f"train.iterations={iterations}"]
     if weights is not None:
@@ -134,38 +136,29 @@ def _prepare(config: Config, row: Row, config_path: str) -> None:
         calibrate_routing(config, config_path, resume=True)
 
 
-def _seconds(config: Config) -> float:
-    """What the training of a row took, earlier parts of an interrupted run included; OSRC without its stage 1."""
-    from ppsr2q.core.files import load_artifact
-    from ppsr2q.workflow.paths import paths
-    files = sorted(paths(config)["resume"].glob("*.safetensors"))
-    return sum(load_artifact(file).metadata["state"]["seconds"] for file in files)
-
-
 def run_row(key: str, bits: int, seed: int, schedule: str, weights: str, data: Path, sets: Sequence[str],
             output: Path, results: Path) -> None:
     """Train and measure one row; sets that its current record already holds are not measured again."""
-    from ppsr2q.models.checkpoint import weights_sha256
     from ppsr2q.workflow.evaluating import load_upscaler, measure
-    from ppsr2q.workflow.networks import build_network
     row, name = ROWS[key], record_name(key, bits, seed, schedule)
     config = row_config(row, bits, seed, schedule, weights, data, output)
-    mark = fingerprint(row, bits, seed, schedule, weights_sha256(build_network(config)))
+    mark = fingerprint(row, bits, seed, schedule, runs.weights_hash(config))
     known = read_records(results).get(name)
     measured = known["results"] if known and known["fingerprint"] == mark else {}
     missing = [name for name in sets if name not in measured]
     if not missing:
         return
-    if row.further:
-        run_row(row.further, bits, seed, schedule, weights, data, sets, output, results)
     config_path = CONFIG.format(bits=bits)
+    if row.further:
+        parent = ROWS[row.further]
+        _prepare(row_config(parent, bits, seed, schedule, weights, data, output), parent, config_path)
     _prepare(config, row, config_path)
     found = measure(config, *load_upscaler(config, config_path, None, row.stage), missing)
     measured = {**measured, **{name: {k: found[name][k] for k in ("psnr_y", "ssim_y")} for name in missing}}
     options = config_to_dict(config)
     write_record(results / f"{name}.json", f"Table 2a, {row.title}, x2, {bits} bits", measured,
                  how=f"benchmarks/table2.py --run --schedule {schedule} --rows {key} --bits {bits}",
-                 seconds=_seconds(config), seed=seed, protocol=found["protocol"], fingerprint=mark,
+                 seconds=runs.trained_seconds(config), seed=seed, protocol=found["protocol"], fingerprint=mark,
                  schedule={"name": schedule, **{k: options[k] for k in ("calib", "train", "route_calib")}})
     print(f"{name}: " + "  ".join(f"{s} {v['psnr_y']:.2f}" for s, v in measured.items()), flush=True)
 
@@ -242,25 +235,6 @@ def render(schedule: str, weights_sha256: str, results: Path = RESULTS, sets: Se
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _choose(text: str, known: Sequence[str], what: str) -> List[str]:
-    chosen = text.split(",")
-    odd = [name for name in chosen if name not in known]
-    if odd:
-        raise UserError(f"--{what} {text}: unknown {odd[0]!r}; known: {', '.join(known)}")
-    return chosen
-
-
-def _stop_after(minutes: Optional[float]) -> None:
-    """Ask the process to stop after a time: the trainer finishes its iteration and saves."""
-    def stop(*_: Any) -> None:
-        raise Interrupted("stopped; run the same command again to go on")
-    signal.signal(signal.SIGTERM, stop)
-    if minutes is not None:
-        timer = threading.Timer(60 * minutes, os.kill, (os.getpid(), signal.SIGTERM))
-        timer.daemon = True
-        timer.start()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", action="store_true", help="train and measure")
@@ -277,14 +251,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("output/table2"), help="of runs (default: %(default)s)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="of records (default: %(default)s)")
     arguments = parser.parse_args()
-    rows = _choose(arguments.rows, list(ROWS), "rows")
-    bits = [int(n) for n in _choose(arguments.bits, ["4", "2"], "bits")]
+    rows = runs.choose(arguments.rows, list(ROWS), "rows")
+    bits = [int(n) for n in runs.choose(arguments.bits, ["4", "2"], "bits")]
     if not (arguments.run or arguments.render):
         raise UserError("give --run, --render or both")
     if arguments.run:
         if arguments.weights is None or arguments.data is None:
             raise UserError("--run needs --weights FILE and --data FOLDER (or PPSR2Q_WEIGHTS and PPSR2Q_DATA)")
-        _stop_after(arguments.budget)
+        runs.stop_after(arguments.budget)
         cli.prepare(load_config())
         started = time.monotonic()
         for number, key, seed in [(n, k, s) for n in bits for k in rows
@@ -300,12 +274,10 @@ def main() -> None:
 
 
 def _weights_hash(weights: Optional[str]) -> str:
-    """Hash of a checkpoint's tensors; of the official one when none is given."""
+    """Of a checkpoint's tensors; of the official one's when none is given."""
     if weights is None:
         return OFFICIAL_WEIGHTS
-    from ppsr2q.models.checkpoint import weights_sha256
-    from ppsr2q.workflow.networks import build_network
-    return weights_sha256(build_network(load_config(CONFIG.format(bits=4), [f"model.weights={weights}"])))
+    return runs.weights_hash(load_config(CONFIG.format(bits=4), [f"model.weights={weights}"]))
 
 
 if __name__ == "__main__":

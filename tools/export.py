@@ -15,6 +15,11 @@ Leaves with exit code 3 when a written model answers differently from the calibr
 from ppsr2q.workflow import cli
 
 
+def report(written) -> None:
+    print(f"{written.path}: {written.size:,} bytes ({written.size / 2**20:.3f} MiB), {written.measure} to the "
+          f"calibrated student {written.difference:.2g}", flush=True)
+
+
 def main() -> None:
     parser = cli.make_parser(__doc__)
     parser.add_argument("--format", default="fused,paddle", metavar="A,B", help="what to write (default: %(default)s)")
@@ -29,10 +34,8 @@ def main() -> None:
     arguments = parser.parse_args()
     config = cli.configure(arguments)
     from ppsr2q.workflow.exporting import export
-    for written in export(config, arguments.config, arguments.format.split(","), arguments.rest,
-                          arguments.target, arguments.optimize).values():
-        print(f"{written.path}: {written.size:,} bytes ({written.size / 2**20:.3f} MiB), {written.measure} to the "
-              f"calibrated student {written.difference:.2g}")
+    export(config, arguments.config, arguments.format.split(","), arguments.rest, arguments.target, arguments.optimize,
+           report)
 
 
 if __name__ == "__main__":

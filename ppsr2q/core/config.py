@@ -200,6 +200,17 @@ def default_values() -> Dict[str, Any]:
     return {key: default for key, default, _, _ in options(Config)}
 
 
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Dict[str, Any]:
+    """Nested dictionaries as one: dotted key -> value, tuples as lists."""
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
 def describe_options() -> str:
     """One line per key: default, what is accepted, what it means."""
     return "\n".join(f"{key} = {yaml.safe_dump(default, default_flow_style=True).splitlines()[0]}"

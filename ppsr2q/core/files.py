@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 from pathlib import Path
 from typing import Any, Dict, Iterator, Mapping, Optional, Union
 
@@ -25,7 +26,7 @@ MADE_BY: Dict[str, str] = {
     "full-precision weights": "tools/pretrain.py, or ppsr2q.models.convert_torch from a .pth",
     "rectifiers": "tools/train.py",
     "searched bounds": "tools/train.py",
-    "SPR2Q table": "tools/route_calib.py",
+    "spr2q table": "tools/route_calib.py",
     "fused model": "tools/export.py",
     "packed model": "tools/export.py --format packed",
     "network for PyTorch": "tools/export.py --format torch",
@@ -57,6 +58,33 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
     finally:
         if temporary.exists():
             temporary.unlink()
+
+
+@contextlib.contextmanager
+def atomic_folder(path: PathLike) -> Iterator[Path]:
+    """Give a temporary folder beside ``path`` that replaces it when the block ends without an error.
+
+    Between the two renames there is neither; a mixture of old and new files there is never.
+
+    Raises:
+        UserError: the system refused to write.
+    """
+    path, token = Path(path), secrets.token_hex(4)
+    temporary, old = (path.with_name(f".{path.name}.{token}.{kind}") for kind in ("new", "old"))
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for file in temporary.iterdir():
+            _sync(file)
+        if path.exists():
+            os.replace(path, old)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        for folder in (temporary, old):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

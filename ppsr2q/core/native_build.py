@@ -58,6 +58,11 @@ def is_x86() -> bool:
     return platform.machine().lower() in ("x86_64", "amd64", "i386", "i686")
 
 
+def native_target() -> Tuple[str, ...]:
+    """Compiler flags that select every instruction of this machine."""
+    return ("-march=native",) if is_x86() else ("-mcpu=native",)
+
+
 def find_compiler() -> str:
     """Path of $CXX, g++, clang++ or c++, whichever comes first; KernelsUnavailable when there is none."""
     for name in (os.environ.get("CXX"), "g++", "clang++", "c++"):

@@ -13,6 +13,7 @@ from ppsr2q.core.errors import UserError
 
 LINEAR, CONV, POINT = "Linear", "Conv2D", "QuantPoint"  # kinds of layers that can be quantized
 MAX_BITS = 8
+MAX_OVERRIDES, MAX_PATTERN = 1000, 200  # of a file: each costs a walk over all tensors
 
 
 def _fits(parts: Sequence[str], pattern: Sequence[str], wildcard: str, fits_one) -> bool:
@@ -177,6 +178,8 @@ class PlanRules:
             entries, overrides = description["entries"], description["overrides"]
             if not isinstance(entries, list) or not isinstance(overrides, dict):
                 raise ValueError("entries must be a list and overrides a mapping")
+            if len(overrides) > MAX_OVERRIDES or any(len(pattern) > MAX_PATTERN for pattern in overrides):
+                raise ValueError(f"at most {MAX_OVERRIDES} overrides of {MAX_PATTERN} characters are read")
             options = description["options"]
             _expect_keys(options, ("zero_point", "parametrization"))
             return cls([_entry(entry) for entry in entries], _bits(description["bits"], False),
@@ -201,9 +204,9 @@ def _bits(value: Any, optional: bool) -> Optional[int]:
 
 def _entry(value: Any) -> PlanEntry:
     _expect_keys(value, ("pattern", "rectifier", "one_sided", "fixed", "parameter", "source"))
-    if not isinstance(value["pattern"], str) or not all(isinstance(value[key], (str, type(None)))
+    if not isinstance(value["pattern"], str) or len(value["pattern"]) > MAX_PATTERN or not all(isinstance(value[key], (str, type(None)))
                                                         for key in ("parameter", "source")):
-        raise ValueError("pattern, parameter and source of an entry must be text")
+        raise ValueError(f"pattern (at most {MAX_PATTERN} characters), parameter and source of an entry must be text")
     if type(value["rectifier"]) is not bool or type(value["one_sided"]) is not bool:
         raise ValueError("rectifier and one_sided of an entry must be true or false")
     fixed = value["fixed"]

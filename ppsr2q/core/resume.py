@@ -11,6 +11,7 @@ import numpy as np
 import paddle
 
 from ppsr2q.core.averaging import IterateAverage
+from ppsr2q.core.config import flatten
 from ppsr2q.core.errors import UserError
 from ppsr2q.core.files import load_artifact, save_artifact
 from ppsr2q.core.parameters import ParameterGroup
@@ -19,10 +20,14 @@ KIND = "resume"
 _MEAN = "mean"
 _ADAM_STATE = ("moment1", "moment2", "beta1_pow_acc", "beta2_pow_acc")
 # What a resumed run may change: where things lie, how often it reports, what does not touch the iterates. The paths of
-# the weights and of another run to start from may change because their hashes are compared.
+# the weights and of another run to start from may change because their hashes are compared, and so may what stage 2
+# notes about stage 1.
 _FREE = ("run.ppsr2q", "run.versions.*", "run.config.device", "run.config.output_dir", "run.config.model.weights",
          "run.config.train.start_from", "run.config.data.root", "run.config.data.sets", "run.config.eval.*",
+         "run.trained_otherwise.*",
          "*.log_every", "*.save_every", "*.validate_every", "*.validation_crops", "*.recompute")
+# Sections that a stage does not read.
+_FREE_IN_STAGE = {"rgt": ("run.config.route_calib.*", "run.config.pretrain.*")}
 
 
 @dataclasses.dataclass
@@ -119,20 +124,11 @@ def _make_state(group: ParameterGroup, optimizer: paddle.optimizer.Adam) -> None
 
 def _check_identity(path: Path, stored: Mapping[str, Any], current: Mapping[str, Any],
                     defaults: Mapping[str, Any]) -> None:
-    before, now = _flat(stored), _flat(current)
+    before, now = flatten(stored), flatten(current)
+    all_free = (*_FREE, *_FREE_IN_STAGE.get(current["stage"], ()))
     before = {**{key: value for key, value in defaults.items() if key in now}, **before}
     for key in [*now, *(key for key in before if key not in now)]:
-        if before.get(key) != now.get(key) and not any(fnmatch.fnmatchcase(key, free) for free in _FREE):
+        if before.get(key) != now.get(key) and not any(fnmatch.fnmatchcase(key, free) for free in all_free):
             name = re.sub(r"^run\.(config\.)?", "", key)
             raise UserError(f"{path}: checkpoint of another run: {name} was {before.get(key)!r}, "
                             f"now it is {now.get(key)!r}; restore it, or start over without --resume")
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Dict[str, Any]:
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
-    return flat

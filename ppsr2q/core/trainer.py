@@ -171,7 +171,7 @@ class Trainer:
                 self._report(state, figures, line)
                 if stop or self._due(state.iteration, self._settings.save_every):
                     self._save(state)
-                if stop and state.iteration < self._settings.iterations:
+                if stop:
                     raise Interrupted(f"stopped after iteration {state.iteration} of "
                                       f"{self._settings.iterations}; saved {self._path}. "
                                       "Run the same command with --resume to go on")

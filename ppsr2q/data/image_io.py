@@ -122,7 +122,8 @@ def write_picture(path: PathLike, picture: Picture) -> None:
     at quality 95.
 
     Raises:
-        UserError: unknown extension, or a picture with alpha for JPEG or BMP, which cannot hold it.
+        UserError: unknown extension, a picture with alpha for JPEG or BMP, which cannot hold it, or one that is too
+            large for the format (WebP: 16,383 pixels a side).
     """
     path = Path(path)
     kind = _FORMATS.get(path.suffix.lower())
@@ -138,7 +139,11 @@ def write_picture(path: PathLike, picture: Picture) -> None:
     # float64, because float32 cannot round every 16-bit value.
     samples = np.concatenate(channels, axis=2, dtype=np.float64)
     samples = np.rint(np.clip(samples, 0.0, 1.0) * top).astype(dtype)
-    encoded = _encode_deep(samples, kind) if deep else _encode(samples, kind)
+    try:
+        encoded = _encode_deep(samples, kind) if deep else _encode(samples, kind)
+    except (ValueError, OSError, cv2.error) as error:
+        raise UserError(f"{path}: {samples.shape[1]} x {samples.shape[0]} pixels cannot be written as {kind}: {error}"
+                        ) from error
     with atomic_path(path) as temporary:
         Path(temporary).write_bytes(encoded)
 

@@ -41,7 +41,7 @@ def load(path: PathLike, threads: Optional[int] = None, engine: str = "runtime")
     from ppsr2q.deploy.packed import read_packed
     if engine == "runtime":
         from ppsr2q.deploy.runtime import Runtime
-        return Runtime(read_packed(path), threads)
+        return Runtime(read_packed(path), threads, source=str(path))
     if engine == "onnxruntime":
         from ppsr2q.deploy.onnx_export import load_upscaler
         return load_upscaler(read_packed(path), threads)

@@ -32,8 +32,9 @@ def to_onnx(model: PackedModel, target: str = "ort", scan_operator: bool = False
     Args:
         target: a key of :data:`TARGETS`. ``ort``: QuantizeLinear/DequantizeLinear with uint8 activations and symmetric
             int8 weights; ``openvino``: the same (without VNNI instructions OpenVINO saturates products of 8-bit codes
-            with 8-bit weights; 7 bits on one side are exact everywhere); ``tensorrt``: the same with int8 activations (written for TensorRT, never run on it);
-            ``float``: the arithmetic of the quantizers in float32, for any engine.
+            with 8-bit weights; 7 bits on one side are exact everywhere); ``tensorrt``: the same with int8 activations
+            (written for TensorRT, never run on it); ``float``: the arithmetic of the quantizers in float32, for any
+            engine.
         scan_operator: scans are ``SelectiveScan`` operators of the domain ``ppsr2q`` (our extension of OpenVINO) instead
             of loops in terms of ONNX.
 

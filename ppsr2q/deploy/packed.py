@@ -153,8 +153,10 @@ def _cached_layout(architecture: str, plan: str, source: str) -> Layout:
     architecture = json.loads(architecture)
     description = describe(architecture, source)
     rules = PlanRules.from_description(json.loads(plan), source)
-    tensors = [t for t in rules.resolve_kinds(description.layers, f"{architecture['name']} (plan of {source})")
-               if t.bits is not None]
+    try:
+        tensors = [t for t in rules.resolve_kinds(description.layers, architecture["name"]) if t.bits is not None]
+    except UserError as error:
+        raise UserError(f"{source}: its plan does not fit: {error}") from None
     folds = {t.name: description.folds[t.name] for t in tensors if t.name in description.folds}
     folded = {parameter for fold in folds.values() for parameter in fold.replaces}
     coded = []

@@ -1,7 +1,7 @@
 """Between a fused Paddle network and its packed form (Paddle's side of ``packed.py``)."""
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, Iterable, Mapping
+from typing import Any, Dict, Iterable, Mapping
 
 import numpy as np
 import paddle
@@ -11,7 +11,7 @@ from ppsr2q import ops
 from ppsr2q.core.errors import UserError
 from ppsr2q.deploy.architectures import mambairv2_layers
 from ppsr2q.deploy.packed import PackedModel, TensorQuantizer, make_layout
-from ppsr2q.quant import named_quantizers
+from ppsr2q.quant.calibrate import Observer, observe
 from ppsr2q.quant.plan import Plan
 
 
@@ -32,20 +32,17 @@ def read_off_codes(values: np.ndarray, quantizer: TensorQuantizer, name: str) ->
 
 def _point_outputs(network: nn.Layer, names: Iterable[str]) -> Dict[str, np.ndarray]:
     """What the named quantizers of points make of tensors that depend on parameters alone."""
-    quantizers, found = named_quantizers(network), {}
+    found = {}
 
-    def observer_of(name: str) -> Callable:
-        def observe(quantizer, x):
+    def observer_of(name: str) -> Observer:
+        def keep_output(quantizer, x):
             quantizer.observer = None
             y = quantizer(x)
             found[name] = y.numpy()
             return y
-        return observe
+        return keep_output
 
-    for name in names:
-        quantizers[name].observer = observer_of(name)
-    with paddle.no_grad():
-        network(paddle.zeros([1, 3, network.window, network.window]))
+    observe(network, paddle.zeros([1, 3, network.window, network.window]), {name: observer_of(name) for name in names})
     return found
 
 

@@ -6,10 +6,9 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import numpy as np
 
-from ppsr2q.core.errors import UserError
 from ppsr2q.data.bicubic import upsample
 from ppsr2q.data.datasets import Pair, TestSet
-from ppsr2q.evaluation.metrics import psnr_y, ssim_y, to_uint8
+from ppsr2q.evaluation.metrics import psnr_y, require_finite, ssim_y, to_uint8
 
 Upscaler = Callable[[np.ndarray], np.ndarray]
 OnImage = Callable[[str, Pair, np.ndarray, Dict[str, float]], None]
@@ -74,9 +73,7 @@ def _upscaled(upscale: Upscaler, pair: Pair, label: str) -> np.ndarray:
     output = upscale(pair.lr.astype(np.float32) / np.float32(255.0))
     if output.shape != pair.hr.shape:
         raise ValueError(f"{label}: the upscaler returned shape {output.shape}, expected {pair.hr.shape}")
-    if not np.isfinite(output).all():
-        raise UserError(f"{label}: the output holds NaN or infinite values; check the network's weights")
-    return to_uint8(output)
+    return to_uint8(require_finite(output, label))
 
 
 def bicubic_upscaler(scale: int) -> Upscaler:

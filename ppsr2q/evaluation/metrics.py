@@ -11,6 +11,13 @@ from ppsr2q.core.errors import UserError
 SSIM_WINDOW = 11
 
 
+def require_finite(output: np.ndarray, label: str) -> np.ndarray:
+    """A network's output as it is; UserError naming ``label`` when it holds NaN or infinite values."""
+    if not np.isfinite(output).all():
+        raise UserError(f"{label}: the output holds NaN or infinite values; check the network's weights")
+    return output
+
+
 def to_uint8(image: np.ndarray) -> np.ndarray:
     """float image in [0, 1] -> uint8: clamped, times 255, rounded half to even."""
     return np.rint(np.clip(image, 0.0, 1.0) * 255.0).astype(np.uint8)

@@ -4,7 +4,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-import os
 import platform
 import statistics
 import subprocess
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
-from ppsr2q.core.environment import library_versions, package_version
+from ppsr2q.core.environment import library_versions, package_version, usable_processors
 from ppsr2q.core.errors import UserError
 from ppsr2q.core.files import PathLike, atomic_path
 
@@ -96,8 +95,7 @@ def machine() -> Dict[str, Any]:
         version = package_version(name)
         if version is not None:
             versions[name] = version
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cpu": _cpu_model(), "cores": cores, "system": platform.system(), "versions": versions}
+    return {"cpu": _cpu_model(), "cores": usable_processors(), "system": platform.system(), "versions": versions}
 
 
 def _cpu_model() -> str:

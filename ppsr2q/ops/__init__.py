@@ -5,8 +5,9 @@ require_paddle()
 
 import paddle  # noqa: E402
 
-if default_threads() is not None:
-    paddle.base.core.set_num_threads(default_threads())
+_threads = default_threads()
+if _threads is not None:
+    paddle.base.core.set_num_threads(_threads)
 
 from ppsr2q.ops.attention import window_attention  # noqa: E402
 from ppsr2q.ops.convolution import convolution  # noqa: E402

@@ -17,7 +17,7 @@ import paddle
 
 from ppsr2q.core import native_build
 from ppsr2q.core.errors import UserError
-from ppsr2q.core.native_build import KernelsUnavailable, cache_folder
+from ppsr2q.core.native_build import KernelsUnavailable, cache_folder, native_target
 
 SOURCES = Path(__file__).parent / "csrc"
 UNIT = "ppsr2q_ops.cpp"
@@ -32,11 +32,6 @@ _UNSUPPORTED = -3
 _NOT_FINITE = 100
 _FIRST_BAD_BOUNDS = 101
 _CPU = paddle.CPUPlace()
-
-
-def native_target() -> Sequence[str]:
-    """Compiler flags that select every instruction of this machine."""
-    return ("-march=native",) if native_build.is_x86() else ("-mcpu=native",)
 
 
 def paddle_openmp() -> Optional[Path]:

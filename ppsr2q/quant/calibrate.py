@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import Callable, Dict, Optional
+from typing import Callable, Dict, Mapping, Optional
 
 import numpy as np
 import paddle
@@ -12,6 +12,8 @@ from paddle import nn
 from ppsr2q.quant.bounds import search_bounds, subsample
 from ppsr2q.quant.convert import named_quantizers
 from ppsr2q.quant.fake_quantizer import FakeQuantizer
+
+Observer = Callable[[FakeQuantizer, paddle.Tensor], paddle.Tensor]
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,8 @@ def calibrate(model: nn.Layer, batch: paddle.Tensor, settings: CalibrationSettin
     quantizers = named_quantizers(model)
     found: Dict[str, tuple] = {name: q.fixed for name, q in quantizers.items() if q.fixed is not None}
 
-    def observer_of(name: str) -> Callable[[FakeQuantizer, paddle.Tensor], paddle.Tensor]:
-        def observe(quantizer, x):
+    def observer_of(name: str) -> Observer:
+        def search(quantizer, x):
             limit = max(x.size, 2) if name.endswith(".weight") else settings.max_samples
             values = subsample(x.numpy(), limit, settings.seed + zlib.crc32(name.encode()))
             if not np.isfinite(values).all():
@@ -63,28 +65,42 @@ def calibrate(model: nn.Layer, batch: paddle.Tensor, settings: CalibrationSettin
             quantizer.observer = None
             quantizer.set_bounds(*found[name])
             if not settings.progressive:
-                quantizer.observer = _pass_through
+                quantizer.observer = pass_through
             if on_quantizer is not None:
                 on_quantizer(name)
             return quantizer(x)
-        return observe
+        return search
 
-    for name, quantizer in quantizers.items():
-        quantizer.observer = _pass_through if quantizer.fixed is not None else observer_of(name)
-    try:
-        with paddle.no_grad():
-            model(batch)
-    finally:
-        for quantizer in quantizers.values():
-            quantizer.observer = None
+    observe(model, batch, {name: pass_through if quantizer.fixed is not None else observer_of(name)
+                           for name, quantizer in quantizers.items()})
     unseen = sorted(set(quantizers) - set(found))
     if unseen:
         raise ValueError(f"the forward pass did not reach {len(unseen)} quantizers, the first is {unseen[0]}")
     return found
 
 
-def _pass_through(quantizer: FakeQuantizer, x: paddle.Tensor) -> paddle.Tensor:
+def pass_through(quantizer: FakeQuantizer, x: paddle.Tensor) -> paddle.Tensor:
+    """An observer that leaves a tensor in full precision."""
     return x
+
+
+def observe(model: nn.Layer, batch: paddle.Tensor, observers: Mapping[str, Observer]) -> None:
+    """One forward pass without gradients in which the named quantizers ask an observer instead of quantizing; none is
+    left behind.
+
+    Args:
+        batch: the model's input.
+        observers: plan name -> observer(quantizer, x) -> what the layer behind gets.
+    """
+    quantizers = named_quantizers(model)
+    for name, observer in observers.items():
+        quantizers[name].observer = observer
+    try:
+        with paddle.no_grad():
+            model(batch)
+    finally:
+        for name in observers:
+            quantizers[name].observer = None
 
 
 def get_bounds(model: nn.Layer) -> Dict[str, np.ndarray]:

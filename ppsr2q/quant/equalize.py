@@ -14,6 +14,7 @@ import paddle
 from paddle import nn
 
 from ppsr2q.quant.bounds import round_to_levels, search_bounds, subsample
+from ppsr2q.quant.calibrate import observe, pass_through
 from ppsr2q.quant.convert import get_sublayer, named_quantizers
 from ppsr2q.quant.folds import (EDGES, GateEdge, NormEdge, QueryKeyEdge, StateEdge, ValueEdge, blocks_of,
                                 weight_matrix)
@@ -26,8 +27,10 @@ _WINDOWS = 2
 _SAMPLE = 2**12  # values that a trial search of bounds looks at
 
 
-def _quantized(values: np.ndarray, bits: int, seed: int = 0) -> np.ndarray:
-    """Eq. 1 with searched bounds."""
+def _quantized(values: np.ndarray, bits: Optional[int], seed: int = 0) -> np.ndarray:
+    """Eq. 1 with searched bounds; as they are without bits."""
+    if bits is None:
+        return values
     return round_to_levels(values, search_bounds(subsample(values, _SAMPLE, seed), bits), bits)
 
 
@@ -49,7 +52,7 @@ def balancing_scales(left: np.ndarray, right: np.ndarray) -> Iterator[np.ndarray
             yield _unit(a**strength / b**(1 - strength))
 
 
-def _bits(layer: nn.Layer) -> Tuple[int, int]:
+def _bits(layer: nn.Layer) -> Tuple[Optional[int], Optional[int]]:
     return layer.weight_quantizer.bits, layer.input_quantizer.bits
 
 
@@ -57,7 +60,7 @@ def _relative(found: np.ndarray, exact: np.ndarray) -> float:
     return float(((found - exact)**2).mean() / (exact**2).mean())
 
 
-def _linear_error(inputs: np.ndarray, matrix: np.ndarray, bits: Tuple[int, int], scale: np.ndarray,
+def _linear_error(inputs: np.ndarray, matrix: np.ndarray, bits: Tuple[Optional[int], Optional[int]], scale: np.ndarray,
                   shift: float = 0.0) -> float:
     """Relative squared error of (x - shift) W when both factors are folded and quantized."""
     weight_bits, input_bits = bits
@@ -198,10 +201,10 @@ _CHOOSE = {NormEdge: _choose_norm, GateEdge: _choose_gate, QueryKeyEdge: _choose
 def _observe(student: nn.Layer, batch: paddle.Tensor, seed: int) -> Dict[str, np.ndarray]:
     """Plan name -> float32 (_TOKENS, …) rows of an activation, the same tokens everywhere, or (_WINDOWS, heads, tokens,
     …) of the attention's, the same windows everywhere."""
-    quantizers, seen = named_quantizers(student), {}
+    seen = {}
 
     def observer_of(name):
-        def observe(quantizer, x):
+        def keep_rows(quantizer, x):
             if ".win_mhsa.points." in name:
                 tensor, count = x, x.shape[0]
                 rows = np.linspace(0, count - 1, min(_WINDOWS, count)).astype("int64")
@@ -210,19 +213,11 @@ def _observe(student: nn.Layer, batch: paddle.Tensor, seed: int) -> Dict[str, np
                 rows = np.random.default_rng(seed).integers(0, count, min(_TOKENS, count))
             seen[name] = paddle.index_select(tensor, paddle.to_tensor(rows)).numpy()
             return x
-        return observe
+        return keep_rows
 
-    def pass_through(quantizer, x):
-        return x
     wanted = (".input", ".q", ".k", ".v", ".map", ".B", ".C", ".states")
-    for name, quantizer in quantizers.items():
-        quantizer.observer = observer_of(name) if name.endswith(wanted) else pass_through
-    try:
-        with paddle.no_grad():
-            student(batch)
-    finally:
-        for quantizer in quantizers.values():
-            quantizer.observer = None
+    observe(student, batch, {name: observer_of(name) if name.endswith(wanted) else pass_through
+                             for name in named_quantizers(student)})
     return seen
 
 
@@ -230,7 +225,7 @@ def choose_folds(student: nn.Layer, architecture: str, batch: paddle.Tensor, see
                  on_block: Callable[[], None] = lambda: None) -> Dict[str, np.ndarray]:
     """Choose the folds of all edges; the student itself stays as it is.
 
-    Edges at which a tensor stays in floating point are left alone.
+    Edges at which an activation stays in floating point are left alone.
 
     Args:
         student: from ``quantize``; its bounds are neither needed nor changed.

@@ -17,6 +17,7 @@ from paddle import nn
 
 from ppsr2q import ops
 from ppsr2q.quant.bounds import round_to_levels, search_bounds
+from ppsr2q.quant.calibrate import observe, pass_through
 from ppsr2q.quant.convert import get_sublayer, named_quantizers
 from ppsr2q.quant.fake_quantizer import FakeQuantizer
 from ppsr2q.quant.layers import QuantLinear
@@ -104,7 +105,7 @@ def closed_form_start(student: nn.Layer, batch: paddle.Tensor, seed: int,
         on_layer: called after each layer (progress).
     """
     layers: Dict[str, QuantLinear] = {name: get_sublayer(student, name) for name in rectifier_groups(student)}
-    quantizers, routed = named_quantizers(student), [layer for layer in student.sublayers() if hasattr(layer, "router")]
+    routed = [layer for layer in student.sublayers() if hasattr(layer, "router")]
     exact: Dict[str, np.ndarray] = {}
 
     def sample(x):
@@ -113,33 +114,27 @@ def closed_form_start(student: nn.Layer, batch: paddle.Tensor, seed: int,
         return paddle.index_select(x, paddle.to_tensor(rows)).numpy().astype(np.float64)
 
     def see(name):
-        def observe(quantizer, x):
+        def keep_output(quantizer, x):
             exact[name] = sample(x) @ layers[name].weight.numpy() + layers[name].bias.numpy()
             return x
-        return observe
+        return keep_output
 
     def correct(name):
-        def observe(quantizer, x):
+        def correct_layer(quantizer, x):
             quantizer.observer = None
             quantized = quantizer(x)
             _correct(layers[name], sample(quantized), exact.pop(name))
             on_layer()
             return quantized
-        return observe
+        return correct_layer
     rectified = {f"{name}.input": name for name in layers if isinstance(layers[name].input_quantizer, FakeQuantizer)}
     routers: List = [layer.router for layer in routed]
     for layer in routed:
         layer.router = _SameRouting()
     try:
-        with paddle.no_grad():
-            for name, quantizer in quantizers.items():
-                quantizer.observer = see(rectified[name]) if name in rectified else lambda quantizer, x: x
-            student(batch)
-            for name, quantizer in quantizers.items():
-                quantizer.observer = correct(rectified[name]) if name in rectified else None
-            student(batch)
+        observe(student, batch, {name: see(rectified[name]) if name in rectified else pass_through
+                                 for name in named_quantizers(student)})
+        observe(student, batch, {name: correct(layer) for name, layer in rectified.items()})
     finally:
-        for quantizer in quantizers.values():
-            quantizer.observer = None
         for layer, router in zip(routed, routers):
             layer.router = router

@@ -19,8 +19,8 @@ _CALIBRATION = 2**31 - 1  # an iteration number that no training reaches
 
 
 def _split(config: Config, lr_patch: int):
-    """(training files, validation files) of ``data.train`` that hold a crop of ``lr_patch``; others are left out,
-    which is said once."""
+    """(training files, validation files) of ``data.train`` that hold a crop of ``lr_patch``; stderr says how
+    many others are left out."""
     if config.data.train is None:
         raise UserError("data.train is not set: give a folder of training images (-o data.train=FOLDER)")
     side = lr_patch * config.model.scale

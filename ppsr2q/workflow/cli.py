@@ -42,6 +42,8 @@ def run(main: Callable[[], None]) -> None:
         _leave(str(error), 130)
     except KeyboardInterrupt:
         _leave("interrupted", 130)
+    except MemoryError as error:
+        _leave(f"error: not enough memory ({error}); use smaller images, tiles or batches", 2)
     except BrokenPipeError:
         sys.exit(1)
 

@@ -12,8 +12,8 @@ from paddle import nn
 
 from ppsr2q.core.config import Config
 from ppsr2q.core.errors import ParityError, UserError
-from ppsr2q.core.files import load_artifact, save_artifact
-from ppsr2q.deploy.onnx_export import TARGETS, OnnxUpscaler, write_onnx
+from ppsr2q.core.files import atomic_folder, load_artifact, save_artifact, tensors_sha256
+from ppsr2q.deploy.onnx_export import TARGETS, OnnxUpscaler, import_package, write_onnx
 from ppsr2q.deploy.openvino import OpenvinoUpscaler, write_openvino
 from ppsr2q.deploy.packed import PackedModel, write_packed
 from ppsr2q.deploy.packing import pack
@@ -23,10 +23,10 @@ from ppsr2q.quant import Plan, get_bounds, named_quantizers
 from ppsr2q.quant.fake_quantizer import fix_bounds
 from ppsr2q.spr2q.fuse import FUSED_KIND, fuse, fused_state, split_fused_state
 from ppsr2q.spr2q.rectifier import freeze_gates
-from ppsr2q.spr2q.routing_table import TABLE_KIND, load_table
+from ppsr2q.spr2q.routing_table import RECTIFIERS_KIND, TABLE_KIND, load_table
 from ppsr2q.workflow.batches import calibration_batch
-from ppsr2q.workflow.networks import (Quantized, build_quantized, check_origin, fused_network, load_fused, load_packed,
-                                      parameters_of_official, provenance)
+from ppsr2q.workflow.networks import (Quantized, build_quantized, fused_network, load_folded, load_fused, load_packed,
+                                      parameters_of_official)
 from ppsr2q.workflow.paths import paths, require_stage
 from ppsr2q.workflow.training import load_trained
 
@@ -63,10 +63,11 @@ def load_calibrated(config: Config, config_path: str) -> Quantized:
     path = paths(config)["table"]
     require_stage(path, "route_calib", config_path)
     quantized = build_quantized(config)
-    artifact = load_artifact(path, TABLE_KIND)
-    check_origin(artifact, config, quantized.teacher, path)
-    quantized.fold_as(artifact, path)
-    load_table(quantized.student, artifact, path)
+    table, rectifiers = load_folded(quantized, config, path, TABLE_KIND), paths(config)["rectifiers"]
+    if rectifiers.exists() and tensors_sha256(load_artifact(rectifiers, RECTIFIERS_KIND).tensors) != table.metadata[
+            "rectifiers_sha256"]:
+        raise UserError(f"{path}: made from other rectifiers than those in {rectifiers}; run tools/route_calib.py again")
+    load_table(quantized.student, table, path)
     return quantized
 
 
@@ -84,13 +85,14 @@ def probe(size: Tuple[int, int]) -> paddle.Tensor:
     return paddle.to_tensor(np.clip(planes, 0, 1)[None].astype(np.float32))
 
 
-def save_inference_model(network: nn.Layer, prefix: Path) -> None:
-    """Paddle inference model for one image of any height and width: ``<prefix>.json`` (or ``.pdmodel``) and
-    ``<prefix>.pdiparams``."""
-    prefix.parent.mkdir(parents=True, exist_ok=True)
+def save_inference_model(network: nn.Layer, folder: Path) -> None:
+    """Paddle inference model for one image of any height and width: a folder with ``model.json`` (or ``.pdmodel``) and
+    ``model.pdiparams``."""
     fix_bounds(named_quantizers(network).values())
     spec = [paddle.static.InputSpec([1, 3, None, None], "float32", "lr")]
-    paddle.jit.save(paddle.jit.to_static(network, input_spec=spec, full_graph=True), str(prefix))
+    graph = paddle.jit.to_static(network, input_spec=spec, full_graph=True)
+    with atomic_folder(folder) as temporary:
+        paddle.jit.save(graph, str(temporary / "model"))
 
 
 def _outputs(network, noise: float = 0.0, sizes: Sequence[Tuple[int, int]] = PROBE_SIZES) -> List[np.ndarray]:
@@ -101,23 +103,26 @@ def _outputs(network, noise: float = 0.0, sizes: Sequence[Tuple[int, int]] = PRO
         return [network(image + paddle.to_tensor(own)).numpy() for image, own in zip(images, noises)]
 
 
-def graph_tolerance(network, sizes: Sequence[Tuple[int, int]] = PROBE_SIZES) -> float:
-    """Root mean square difference to a network on its probes that a sound graph of it may show."""
-    own = map(_root_mean_square, _outputs(network, ROUNDING_NOISE, sizes), _outputs(network, sizes=sizes))
+def graph_tolerance(network, outputs: List[np.ndarray], sizes: Sequence[Tuple[int, int]] = PROBE_SIZES) -> float:
+    """Root mean square difference to a network's ``outputs`` on probes that a sound graph of it may show."""
+    own = map(_root_mean_square, _outputs(network, ROUNDING_NOISE, sizes), outputs)
     return max(GRAPH_TOLERANCE, NOISE_FACTOR * max(own))
 
 
 def export(config: Config, config_path: str, formats: Sequence[str] = DEFAULT_FORMATS,
-           rest: str = "float32", target: str = "ort", optimize: bool = False) -> Dict[str, Written]:
+           rest: str = "float32", target: str = "ort", optimize: bool = False,
+           on_written: Callable[[Written], None] = lambda written: None) -> Dict[str, Written]:
     """Fuse, and write every format (a key of ``FORMATS``) under ``output_dir``.
 
     Args:
         rest: type of what is not quantized in a packed model, ``float32`` or ``float16``.
         target: of the ONNX file, a key of ``TARGETS``.
         optimize: OpenVINO's network has the scans as operators of our extension.
+        on_written: called after each format, before the next one may fail.
 
     Raises:
-        UserError: unknown format or target, or a stage that has not run.
+        UserError: unknown format or target, a missing package (before anything is written), or a stage that has not
+            run.
         ParityError: a written form answers differently from the calibrated student.
     """
     unknown = [name for name in formats if name not in FORMATS]
@@ -125,14 +130,21 @@ def export(config: Config, config_path: str, formats: Sequence[str] = DEFAULT_FO
         raise UserError(f"--format {','.join(unknown)}: expected some of {', '.join(FORMATS)}, separated by commas")
     if target not in TARGETS:
         raise UserError(f"--target {target}: expected one of {', '.join(TARGETS)}")
+    for package in sorted({package for name in formats for package in PACKAGES.get(name, ())}):
+        import_package(package)
     quantized = load_calibrated(config, config_path)
     student = quantized.student
     expected, bounds = _outputs(student), get_bounds(student)
-    tolerance = graph_tolerance(student)
+    tolerance = graph_tolerance(student, expected)
     fuse(student, quantized.tensors)
-    job = _Job(student, quantized.plan, bounds, provenance(config, quantized.teacher), paths(config), rest,
-               target, optimize, expected, tolerance)
-    return {name: FORMATS[name](job) for name in FORMATS if name in formats}
+    job = _Job(student, quantized.plan, bounds, quantized.origin.metadata, paths(config), rest, target, optimize,
+               expected, tolerance)
+    done = {}
+    for name in FORMATS:
+        if name in formats:
+            done[name] = FORMATS[name](job)
+            on_written(done[name])
+    return done
 
 
 @dataclass(frozen=True)
@@ -169,30 +181,27 @@ def _write_packed(job: _Job) -> Written:
     write_packed(path, job.packed, job.rest)
     if job.rest == "float32":
         return _checked(path, load_packed(path), job.expected, _largest, TOLERANCE)
-    return _checked(path, load_packed(path), job.expected, _root_mean_square, job.graph_tolerance)
+    return _checked_graph(job, path, load_packed(path))
 
 
 def _write_inference_model(job: _Job) -> Written:
     folder = job.paths["inference"]
-    save_inference_model(job.student, folder / "model")
-    network = paddle.jit.load(str(folder / "model"))
-    return _checked(folder, network, job.expected, _root_mean_square, job.graph_tolerance)
+    save_inference_model(job.student, folder)
+    return _checked_graph(job, folder, paddle.jit.load(str(folder / "model")))
 
 
 def _write_onnx(job: _Job) -> Written:
     path = job.paths["onnx"]
     write_onnx(path, job.packed, job.target)
     session = OnnxUpscaler(path.read_bytes(), job.provenance["architecture"]["scale"])
-    return _checked(path, lambda x: paddle.to_tensor(session.run(x.numpy())), job.expected, _root_mean_square,
-                    job.graph_tolerance)
+    return _checked_graph(job, path, _of_arrays(session.run))
 
 
 def _write_openvino(job: _Job) -> Written:
     folder = job.paths["openvino"]
     write_openvino(folder, job.packed, job.optimize)
     network = OpenvinoUpscaler(folder, job.provenance["architecture"]["scale"])
-    return _checked(folder, lambda x: paddle.to_tensor(network.run(x.numpy())), job.expected, _root_mean_square,
-                    job.graph_tolerance)
+    return _checked_graph(job, folder, _of_arrays(network.run))
 
 
 def _write_torch(job: _Job) -> Written:
@@ -211,6 +220,8 @@ FORMATS: Dict[str, Callable[[_Job], Written]] = {"fused": _write_fused, "packed"
                                                  "openvino": _write_openvino, "torch": _write_torch,
                                                  "paddle": _write_inference_model}
 
+PACKAGES = {"onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}  # of the extra "deploy"
+
 
 def _largest(a: np.ndarray, b: np.ndarray) -> float:
     """largest difference"""
@@ -220,6 +231,15 @@ def _largest(a: np.ndarray, b: np.ndarray) -> float:
 def _root_mean_square(a: np.ndarray, b: np.ndarray) -> float:
     """root mean square difference"""
     return float(((a - b)**2).mean()**0.5)
+
+
+def _of_arrays(run: Callable[[np.ndarray], np.ndarray]) -> Callable[[paddle.Tensor], paddle.Tensor]:
+    """A network of another engine as one of tensors."""
+    return lambda x: paddle.to_tensor(run(x.numpy()))
+
+
+def _checked_graph(job: _Job, path: Path, network: Callable) -> Written:
+    return _checked(path, network, job.expected, _root_mean_square, job.graph_tolerance)
 
 
 def _checked(path: Path, network: Callable, expected: List[np.ndarray], measure: Callable, tolerance: float) -> Written:

@@ -83,6 +83,7 @@ class Quantized:
         architecture: key of ``ARCHITECTURES``.
         before: the student's network parameters at its start: those of the teacher, folded if ``folds`` are.
         folds: what ``quant.equalize`` chose, or an artifact carries (``folds.apply_folds``); empty: not equalized.
+        origin: the artifact that ``load_folded`` has read last.
     """
 
     architecture: str
@@ -92,6 +93,7 @@ class Quantized:
     tensors: List[PlannedTensor]
     before: Dict[str, np.ndarray]
     folds: Dict[str, np.ndarray] = field(default_factory=dict)
+    origin: Optional[Artifact] = None
 
     def changed(self) -> Dict[str, np.ndarray]:
         """What artifacts must carry of the network itself, because it differs from the full-precision weights:
@@ -112,13 +114,14 @@ class Quantized:
         self.folds, self.before = dict(folds), snapshot(self.student)
 
     def fold_as(self, artifact: Artifact, path: Union[str, Path]) -> None:
-        """Fold the student as an artifact says, before its other parts are loaded; nothing, if it is folded so already.
+        """Fold the student as an artifact says, before its other parts are loaded; nothing, if it is folded so already
+        (``before`` stays: by now the student may differ from it).
 
         Raises:
             UserError: folds that this network has no place for, or others than it already has.
         """
         folds = {key[len(FOLDS):]: value for key, value in artifact.tensors.items() if key.startswith(FOLDS)}
-        if self.folds:
+        if self.folds or not folds:
             if set(folds) != set(self.folds) or any((folds[key] != self.folds[key]).any() for key in folds):
                 raise UserError(f"{path}: equalized otherwise than what this run has started from")
             return
@@ -145,6 +148,9 @@ def provenance(config: Config, teacher: nn.Layer) -> Dict[str, Any]:
             "architecture": {"name": config.model.name, "scale": config.model.scale}}
 
 
+_SAME_QUANTIZERS = ("bits", "overrides", "zero_point", "equalize")
+
+
 def check_origin(artifact: Artifact, config: Config, teacher: nn.Layer, path: Union[str, Path],
                  other_quantizers: bool = False) -> None:
     """Refuse an artifact of :func:`provenance` that was made for other full-precision weights or, unless
@@ -158,13 +164,20 @@ def check_origin(artifact: Artifact, config: Config, teacher: nn.Layer, path: Un
     if found != expected:
         raise UserError(f"{path}: made for full-precision weights {str(found)[:12]}…, but model.weights has "
                         f"{expected[:12]}…")
-    key = differing_quantizers(artifact, config, ("equalize",) if other_quantizers else _SAME_QUANTIZERS)
-    if key is not None:
-        raise UserError(f"{path}: made with quant.{key} = {_quant_options(artifact)[key]!r}, now it is "
-                        f"{config_to_dict(config)['quant'][key]!r}; restore it, or make the file again")
+    check_quantizers(artifact, config, path, ("equalize",) if other_quantizers else _SAME_QUANTIZERS)
 
 
-_SAME_QUANTIZERS = ("bits", "overrides", "zero_point", "equalize")
+def load_folded(quantized: Quantized, config: Config, path: Union[str, Path], kind: str) -> Artifact:
+    """An artifact of this run; the student, fresh from ``build_quantized``, is folded as it says.
+
+    Raises:
+        UserError: it is missing, or was made for other weights, another plan or other folds.
+    """
+    artifact = load_artifact(path, kind)
+    check_origin(artifact, config, quantized.teacher, path)
+    quantized.fold_as(artifact, path)
+    quantized.origin = artifact
+    return artifact
 
 
 def _quant_options(artifact: Artifact) -> Dict[str, Any]:
@@ -178,6 +191,15 @@ def differing_quantizers(artifact: Artifact, config: Config,
     (bounds of other quantizers would load, and mean something else)."""
     before, now = _quant_options(artifact), config_to_dict(config)["quant"]
     return next((key for key in options if before[key] != now[key]), None)
+
+
+def check_quantizers(artifact: Artifact, config: Config, path: Union[str, Path],
+                     options: Sequence[str] = _SAME_QUANTIZERS) -> None:
+    """Refuse, with a UserError that names ``path``, an artifact of other quantizers (:func:`differing_quantizers`)."""
+    key = differing_quantizers(artifact, config, options)
+    if key is not None:
+        raise UserError(f"{path}: made with quant.{key} = {_quant_options(artifact)[key]!r}, now it is "
+                        f"{config_to_dict(config)['quant'][key]!r}; restore it, or make the file again")
 
 
 def fused_network(architecture: Dict[str, Any], plan: Plan, state: Dict[str, np.ndarray],

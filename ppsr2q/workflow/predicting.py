@@ -1,6 +1,7 @@
 """Using a network on a picture, a folder or a video: ``tools/predict.py``. Knows no framework."""
 from __future__ import annotations
 
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Dict, Iterator, List
@@ -11,7 +12,7 @@ import numpy as np
 from ppsr2q.core.errors import UserError
 from ppsr2q.core.files import atomic_path
 from ppsr2q.data.image_io import Picture, list_images, read_picture, write_picture
-from ppsr2q.evaluation.metrics import to_uint8
+from ppsr2q.evaluation.metrics import require_finite, to_uint8
 from ppsr2q.evaluation.tiling import check_tiling, run_tiled
 from ppsr2q.workflow.evaluating import Upscale
 from ppsr2q.workflow.progress import Progress
@@ -21,6 +22,10 @@ VIDEOS = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v")
 
 def _tiled(upscale: Upscale, scale: int, tile: int, overlap: int) -> Upscale:
     return partial(run_tiled, upscale, tile=tile, overlap=overlap, scale=scale) if tile else upscale
+
+
+def _checked(upscale: Upscale, file: Path) -> Upscale:
+    return lambda image: require_finite(upscale(image), str(file))
 
 
 def predict_picture(upscale: Upscale, scale: int, picture: Picture, tile: int, overlap: int) -> Picture:
@@ -66,12 +71,12 @@ def predict(upscale: Upscale, scale: int, source: Path, target: Path, tile: int,
     except OSError as error:
         raise UserError(f"{target}: this folder cannot be made ({error.strerror})") from error
     if source.suffix.lower() in VIDEOS and not source.is_dir():
-        predict_video(_tiled(upscale, scale, tile, overlap), scale, source, target / f"{source.stem}.mp4")
+        predict_video(_tiled(_checked(upscale, source), scale, tile, overlap), scale, source, target / f"{source.stem}.mp4")
         return [target / f"{source.stem}.mp4"]
     progress, written, failed = Progress("super-resolving", len(files)), [], []
     for name, file in names.items():
         try:
-            result = predict_picture(upscale, scale, read_picture(file), tile, overlap)
+            result = predict_picture(_checked(upscale, file), scale, read_picture(file), tile, overlap)
             write_picture(target / name, result)
             written.append(target / name)
         except UserError as error:
@@ -108,8 +113,8 @@ def predict_video(upscale: Upscale, scale: int, source: Path, target: Path) -> i
         if not capture.isOpened() or not width or not height:
             raise UserError(f"{source}: this video cannot be decoded")
         rate = capture.get(cv2.CAP_PROP_FPS) or 25.0
-        progress = Progress(f"super-resolving {source.name}", max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 1))
-        done = 0
+        announced, done = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0
+        progress = Progress(f"super-resolving {source.name}", max(announced, 1))
         with atomic_path(target) as temporary:
             size = (width * scale, height * scale)
             writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter_fourcc(*"mp4v"), rate, size)
@@ -126,6 +131,9 @@ def predict_video(upscale: Upscale, scale: int, source: Path, target: Path) -> i
             if not done:
                 raise UserError(f"{source}: no frame of this video can be decoded")
         progress.close()
+        if done < announced:
+            print(f"{source}: only {done} of the {announced} frames that it announces could be decoded",
+                  file=sys.stderr)
     finally:
         capture.release()
     return done

@@ -14,6 +14,7 @@ from typing import Any, Dict, List, Tuple
 import numpy as np
 
 from ppsr2q.core.config import Config, load_config
+from ppsr2q.core.errors import UserError
 from ppsr2q.core.progress import format_duration
 from ppsr2q.data.datasets import TestSet
 from ppsr2q.data.embedded import TEST_SET, write_embedded
@@ -22,13 +23,16 @@ from ppsr2q.evaluation.panel import side_by_side
 from ppsr2q.evaluation.records import write_record
 from ppsr2q.workflow import cli
 from ppsr2q.workflow.evaluating import load_upscaler
-from ppsr2q.workflow.exporting import export
+from ppsr2q.workflow.exporting import Written, export
 from ppsr2q.workflow.training import calibrate_routing, train
 
 CONFIG = "configs/quickstart.yml"
 BITS = (4, 2)
 CROP = (slice(96, 192), slice(176, 272))  # the eyes of scikit-image's cat
 PICTURE = "chelsea"
+
+
+OWN = ("quant.bits", "output_dir", "data.root", "data.train", "rectifier.enabled")  # options that the quickstart sets
 
 
 def _configs(bits: int, output: Path, overrides: List[str]) -> Tuple[Config, Config]:
@@ -38,15 +42,15 @@ def _configs(bits: int, output: Path, overrides: List[str]) -> Tuple[Config, Con
             load_config(CONFIG, [*own, "rectifier.enabled=false", f"output_dir={output / f'w{bits}_bounds'}"]))
 
 
-def _quantize(bits: int, config: Config, bounds_only: Config) -> Path:
-    """Every stage at one bit width; the path of the fused network."""
+def _quantize(bits: int, config: Config, bounds_only: Config) -> Written:
+    """Every stage at one bit width; the packed network."""
     print(f"{bits} bits, 1/3: bounds alone, searched and trained for {config.train.iterations} iterations")
     train(bounds_only)
     print(f"{bits} bits, 2/3: rectifiers, gates and bounds (RGT)")
     train(config)
-    print(f"{bits} bits, 3/3: static routing (OSRC), fusing, inference model")
+    print(f"{bits} bits, 3/3: static routing (OSRC), fusing, packing")
     calibrate_routing(config, CONFIG)
-    return export(config, CONFIG)["fused"].path
+    return export(config, CONFIG, ("fused", "packed"))["packed"]
 
 
 def _rows(bits: int, config: Config, bounds_only: Config) -> List[Tuple[str, Config, str]]:
@@ -61,10 +65,10 @@ def run(output: Path, overrides: List[str]) -> Dict[str, Any]:
     started = time.monotonic()
     data = write_embedded(output / "data")
     overrides = [f"data.root={data}", f"data.train={data / 'train'}", *overrides]
-    fused, rows = [], []
+    packed, rows = [], []
     for bits in BITS:
         config, bounds_only = _configs(bits, output, overrides)
-        fused.append(_quantize(bits, config, bounds_only))
+        packed.append(_quantize(bits, config, bounds_only))
         rows += _rows(bits, config, bounds_only)
     print("measuring")
     test_set, crops, table = TestSet(data, TEST_SET, config.model.scale), [], {}
@@ -82,11 +86,11 @@ def run(output: Path, overrides: List[str]) -> Dict[str, Any]:
     write_record(output / "results.json", "quickstart", table, how="tools/quickstart.sh", seconds=seconds,
                  seed=config.seed, schedule=dataclasses.asdict(config.train), protocol=results["protocol"],
                  fingerprint="")
-    print(_summary(config, table, output, fused, seconds))
+    print(_summary(config, table, output, packed, seconds))
     return table
 
 
-def _summary(config: Config, table: Dict[str, Any], output: Path, fused: List[Path], seconds: float) -> str:
+def _summary(config: Config, table: Dict[str, Any], output: Path, packed: List[Written], seconds: float) -> str:
     lines = [f"\nMambaIRv2-light x{config.model.scale}, a reduced schedule ({config.train.iterations} + "
              f"{config.route_calib.iterations} iterations of batch {config.train.batch}), {format_duration(seconds)}:",
              f"{'':<26}{'PSNR-Y/dB':>10}{'SSIM-Y':>9}"]
@@ -94,9 +98,10 @@ def _summary(config: Config, table: Dict[str, Any], output: Path, fused: List[Pa
     return "\n".join(lines + [
         "", f"look at      {output / 'side_by_side.png'}",
         f"watch        visualdl --logdir {output}",
-        f"fused models {' '.join(map(str, fused))}", "", "go on with",
-        f"  python tools/predict.py --model {fused[0]} YOUR_IMAGES enlarged/",
-        f"  python tools/evaluate.py --model {fused[0]} -o data.root={output / 'data'} --sets {TEST_SET}",
+        *(f"to ship      {model.path}, {model.size:,} bytes" for model in packed), "", "go on with",
+        f"  python tools/predict.py --engine runtime --model {packed[0].path} YOUR_IMAGES enlarged/",
+        f"  python tools/evaluate.py --engine runtime --model {packed[0].path} -o data.root={output / 'data'} "
+        f"--sets {TEST_SET}",
         "  python tools/train.py -c configs/mambairv2_light_x2_w4a4_short.yml -o model.weights=embedded "
         "-o data.train=YOUR_TRAINING_IMAGES"])
 
@@ -107,6 +112,9 @@ def main() -> None:
     parser.add_argument("-o", "--override", action="append", default=[], metavar="KEY=VALUE",
                         help="change an option of configs/quickstart.yml")
     arguments = parser.parse_args()
+    for override in arguments.override:
+        if override.split("=")[0] in OWN:
+            raise UserError(f"-o {override}: the quickstart sets {', '.join(OWN)} itself; use tools/train.py for others")
     cli.prepare(load_config(CONFIG, arguments.override))
     run(arguments.output, arguments.override)
 

@@ -6,8 +6,11 @@ from typing import Optional
 from paddle import nn
 
 from ppsr2q.core.config import Config
+from ppsr2q.core.errors import UserError
+from ppsr2q.core.files import load_artifact
+from ppsr2q.spr2q.fuse import FUSED_KIND
 from ppsr2q.workflow.exporting import load_calibrated, mean_gate_student
-from ppsr2q.workflow.networks import build_network, build_quantized, load_fused
+from ppsr2q.workflow.networks import build_network, build_quantized, check_quantizers, load_fused
 from ppsr2q.workflow.paths import paths, require_stage
 from ppsr2q.workflow.starting import load_searched_bounds
 from ppsr2q.workflow.training import load_trained
@@ -24,6 +27,7 @@ def _searched(config: Config, config_path: str) -> nn.Layer:
 def _fused(config: Config, config_path: str) -> nn.Layer:
     path = paths(config)["fused"]
     require_stage(path, "export", config_path)
+    check_quantizers(load_artifact(path, FUSED_KIND), config, path)
     return load_fused(path, config.model.routing, config.model.routing_seed)
 
 
@@ -32,12 +36,15 @@ def network_of_stage(config: Config, config_path: str, stage: Optional[str] = No
     ``rgt`` (mean gates), ``osrc`` (before fusing) or ``fused``; default ``fused``, or ``fp`` with ``quant.bits: null``.
 
     Raises:
-        UserError: naming the tool that makes what is missing.
+        UserError: naming the tool that makes what is missing, or what was made with other quantizers.
     """
     stage = stage or ("fp" if config.quant.bits is None else "fused")
     if stage == "fp":
         return build_network(config)
     if stage == "bounds":
+        if config.rectifier.enabled and config.rectifier.form != "full_rank":
+            raise UserError("--stage bounds is of runs without rectifiers (rectifier.enabled: false) or gates "
+                            "(rectifier.form: full_rank); this config has both: take rgt or osrc")
         return load_trained(config, config_path).student
     if stage == "rgt":
         return mean_gate_student(config, config_path).student

@@ -18,7 +18,8 @@ from ppsr2q.spr2q.group_training import GroupTraining
 from ppsr2q.spr2q.rectifier import RectifierSettings, attach_rectifiers, rectifier_groups
 from ppsr2q.spr2q.routing_table import RECTIFIERS_KIND, load_adapters, load_bounds, load_rectifiers, save_rectifiers
 from ppsr2q.workflow.batches import calibration_batch
-from ppsr2q.workflow.networks import Quantized, build_quantized, check_origin, differing_quantizers, provenance
+from ppsr2q.workflow.networks import (Quantized, build_quantized, check_origin, differing_quantizers, load_folded,
+                                      provenance)
 from ppsr2q.workflow.paths import checkpoint_path, paths
 from ppsr2q.workflow.progress import Progress
 
@@ -78,10 +79,7 @@ def load_searched_bounds(config: Config, quantized: Quantized) -> None:
         UserError: they are missing, or were searched for other weights or another plan.
     """
     path = paths(config)["bounds"]
-    artifact = load_artifact(path, BOUNDS_KIND)
-    check_origin(artifact, config, quantized.teacher, path)
-    quantized.fold_as(artifact, path)
-    load_bounds(quantized.student, artifact, path)
+    load_bounds(quantized.student, load_folded(quantized, config, path, BOUNDS_KIND), path)
 
 
 def add_rectifiers(config: Config, quantized: Quantized) -> None:
@@ -105,10 +103,7 @@ def start_artifact(config: Config, quantized: Quantized) -> Optional[Artifact]:
 
 def _load_start(config: Config, quantized: Quantized) -> None:
     path = paths(config)["start"]
-    artifact = load_artifact(path, RECTIFIERS_KIND)
-    check_origin(artifact, config, quantized.teacher, path)
-    quantized.fold_as(artifact, path)
-    load_rectifiers(quantized.student, artifact, path)
+    load_rectifiers(quantized.student, load_folded(quantized, config, path, RECTIFIERS_KIND), path)
 
 
 def _start_in_closed_form(config: Config, quantized: Quantized) -> None:

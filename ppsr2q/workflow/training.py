@@ -8,10 +8,10 @@ from typing import Iterator, Tuple
 import paddle
 
 from ppsr2q.core import distributed
-from ppsr2q.core.config import Config, config_to_dict
+from ppsr2q.core.config import Config, config_to_dict, flatten
 from ppsr2q.core.dashboard import Dashboard
 from ppsr2q.core.errors import UserError
-from ppsr2q.core.files import load_artifact, tensors_sha256
+from ppsr2q.core.files import tensors_sha256
 from ppsr2q.core.trainer import Batches, Trainer, TrainerSettings, TrainResult
 from ppsr2q.spr2q.finetune import finetuned_parameters
 from ppsr2q.spr2q.group_training import GroupTraining
@@ -20,15 +20,15 @@ from ppsr2q.spr2q.rectifier import freeze_gates
 from ppsr2q.spr2q.routing_calibration import RoutingCalibration
 from ppsr2q.spr2q.routing_table import RECTIFIERS_KIND, load_rectifiers, save_rectifiers, save_table
 from ppsr2q.workflow.batches import Validation, calibration_batch, final_start, phased_batches, training_batches
-from ppsr2q.workflow.networks import Quantized, build_quantized, check_origin, provenance
+from ppsr2q.workflow.networks import Quantized, build_quantized, load_folded, provenance
 from ppsr2q.workflow.paths import checkpoint_path, paths, require_stage
 from ppsr2q.workflow.starting import add_rectifiers, begin, start_artifact
 
 
-def _trainer_settings(config: Config, iterations: int, average_last: int = 0) -> TrainerSettings:
+def _trainer_settings(config: Config, iterations: int, warmup: int = 0, average_last: int = 0) -> TrainerSettings:
     train = config.train
     return TrainerSettings(iterations=iterations, average_last=average_last, accumulate=train.accumulate,
-                           betas=tuple(train.betas), epsilon=train.epsilon, warmup=train.warmup,
+                           betas=tuple(train.betas), epsilon=train.epsilon, warmup=warmup,
                            min_lr_ratio=train.min_lr_ratio, grad_clip=train.grad_clip, log_every=train.log_every,
                            save_every=train.save_every, validate_every=train.validate_every)
 
@@ -81,7 +81,7 @@ def train(config: Config, resume: bool = False) -> TrainResult:
                           round(train.teacher_routing * train.iterations), learning_rates=rates,
                           finetuned=finetuned_parameters(student, quantized.tensors, train.finetune))
     result = _run(config, stage, phased_batches(config),
-                  _trainer_settings(config, train.iterations, train.average_last), metadata, resume)
+                  _trainer_settings(config, train.iterations, train.warmup, train.average_last), metadata, resume)
     if distributed.is_main():
         save_rectifiers(student, paths(config)["rectifiers"], metadata, quantized.changed())
     distributed.barrier()  # the launcher ends all processes as soon as one has left
@@ -98,15 +98,13 @@ def load_trained(config: Config, config_path: str) -> Quantized:
     require_stage(path, "train", config_path)
     quantized = build_quantized(config)
     add_rectifiers(config, quantized)
-    artifact = load_artifact(path, RECTIFIERS_KIND)
-    check_origin(artifact, config, quantized.teacher, path)
-    quantized.fold_as(artifact, path)
-    load_rectifiers(quantized.student, artifact, path)
+    load_rectifiers(quantized.student, load_folded(quantized, config, path, RECTIFIERS_KIND), path)
     return quantized
 
 
 def calibrate_routing(config: Config, config_path: str, resume: bool = False) -> TrainResult:
-    """Stage 2; writes ``spr2q_table.safetensors``."""
+    """Stage 2; writes ``spr2q_table.safetensors``, which also says which rectifiers it is of, and which options of
+    stage 1 were others than now."""
     if not config.rectifier.enabled:
         raise UserError("rectifier.enabled is false: without rectifiers there is no routing to calibrate; go on with "
                         "tools/export.py")
@@ -121,7 +119,9 @@ def calibrate_routing(config: Config, config_path: str, resume: bool = False) ->
     stage = RoutingCalibration(quantized.student, quantized.teacher, loss, validation, pictures,
                                learning_rate=settings.lr)
     batches = training_batches(config, settings.batch, config.train.lr_patch, config.train.augment)
-    metadata = provenance(config, quantized.teacher)
+    trained, now = flatten(quantized.origin.metadata["config"]), flatten(config_to_dict(config))
+    metadata = {**provenance(config, quantized.teacher), "rectifiers_sha256": tensors_sha256(quantized.origin.tensors),
+                "trained_otherwise": {key: value for key, value in trained.items() if value != now.get(key)}}
     result = _run(config, stage, batches, _trainer_settings(config, settings.iterations), metadata, resume)
     if distributed.is_main():
         save_table(quantized.student, paths(config)["table"], metadata, quantized.changed())

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import pytest
 
-from benchmarks import table2
+from benchmarks import runs, table2
 from ppsr2q.core.errors import UserError
 from ppsr2q.data.embedded import write_embedded
 from ppsr2q.evaluation.records import read_records, write_record
@@ -78,7 +78,7 @@ def test_rows_and_seeds():
     assert further.train.iterations == further.route_calib.iterations == 100
     assert further.train.start_from == "output/table2/short/w4/rgt-s11/rectifiers.safetensors"
     with pytest.raises(UserError, match="unknown 'rgtt'; known: searched"):
-        table2._choose("rgt,rgtt", list(table2.ROWS), "rows")
+        runs.choose("rgt,rgtt", list(table2.ROWS), "rows")
 
 
 def test_the_smallest_run_writes_records_and_keeps_them(tmp_path, monkeypatch):
@@ -89,7 +89,7 @@ def test_the_smallest_run_writes_records_and_keeps_them(tmp_path, monkeypatch):
         "calib.images=1", "calib.lr_patch=16", "train.iterations=2", "train.batch=1", "train.lr_patch=16",
         "train.validate_every=0", "train.validation_crops=1", "route_calib.iterations=1", "route_calib.batch=1"])
     run = ("embedded", data, ["Embedded"], tmp_path / "runs", tmp_path / "records")
-    for key in ("osrc", "further"):
+    for key in ("rgt", "osrc", "further"):
         table2.run_row(key, 4, 10, "short", *run)
     records = read_records(tmp_path / "records")
     assert set(records) == {f"short_w4_{key}_s10" for key in ("rgt", "osrc", "further")}

@@ -15,7 +15,7 @@ import safetensors.numpy
 
 from ppsr2q.core import files
 from ppsr2q.core.errors import UserError
-from ppsr2q.core.files import atomic_path, load_artifact, save_artifact, tensors_sha256
+from ppsr2q.core.files import atomic_folder, atomic_path, load_artifact, save_artifact, tensors_sha256
 
 ARRAYS = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "codes": np.array([0, 255], np.uint8),
           "scalar": np.float32(3.0), "empty": np.zeros((0, 4), np.float16)}
@@ -135,6 +135,18 @@ def test_atomic_path_keeps_the_suffix_and_makes_folders(tmp_path):
         assert temporary.suffix == ".png" and temporary.parent == tmp_path / "new"
         temporary.write_bytes(b"x")
     assert os.listdir(tmp_path / "new") == ["picture.png"]
+
+
+def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "made" / "model"
+    for name in ("old", "new"):
+        with atomic_folder(target) as folder:
+            (folder / name).write_text(name)
+    assert [file.name for file in target.iterdir()] == ["new"]
+    with pytest.raises(ValueError), atomic_folder(target) as folder:
+        (folder / "half").write_text("")
+        raise ValueError
+    assert [file.name for file in target.iterdir()] == ["new"] and len(list(target.parent.iterdir())) == 1
 
 
 def test_kill_while_saving_leaves_a_whole_file(tmp_path):

@@ -38,7 +38,10 @@ def test_a_description_survives_json():
     assert PlanRules.from_description(json.loads(json.dumps(rules.describe())), "f") == rules
 
 
-@pytest.mark.parametrize("key, value", [("bits", None), ("bits", True), ("overrides", []), ("entries", [{}]), ("options", {})])
+@pytest.mark.parametrize("key, value", [
+    ("bits", None), ("bits", True), ("overrides", []), ("entries", [{}]), ("options", {}), ("overrides", {201 * "*": 4}),
+    ("overrides", {f"a{i}": 4 for i in range(1001)}),
+])
 def test_other_descriptions_are_refused(key, value):
     with pytest.raises(UserError, match="^f: its quantization plan"):
         PlanRules.from_description({**PlanRules([]).describe(), key: value}, "f")

@@ -143,6 +143,12 @@ def test_write_refusals_and_clipping(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
+def test_what_a_format_cannot_hold_is_named(tmp_path):
+    with pytest.raises(UserError, match="wide.webp: 16384 x 1 pixels cannot be written as WEBP"):
+        write_picture(tmp_path / "wide.webp", Picture(np.zeros((1, 16384, 3), np.float32)))
+    assert not list(tmp_path.iterdir())
+
+
 def test_list_images(tmp_path):
     for name in ("b.PNG", "a.jpg", ".hidden.png", "notes.txt"):
         (tmp_path / name).touch()

@@ -183,6 +183,11 @@ def test_the_instruction_set_can_be_chosen(monkeypatch):
         library.chosen_set()
 
 
+def test_other_instruction_sets_are_named_before_anything_is_built(at_4_bits):
+    with pytest.raises(UserError, match="instruction_set='sse9': this processor runs"):
+        Runtime(at_4_bits[1], 1, "sse9")
+
+
 def test_no_compiler_is_an_error_that_says_what_helps(at_4_bits, monkeypatch, tmp_path):
     library.load_library.cache_clear()
     monkeypatch.setenv("PPSR2Q_CACHE", str(tmp_path))

@@ -55,7 +55,10 @@ def disturbed():
         worse[f"{name}.attention_input.shift"] = np.zeros(48, np.float32)
     apply_folds(model, NAME, worse)
     batch = paddle.to_tensor(np.random.default_rng(1).random((1, 3, 16, 32), dtype=np.float32))
-    student = quantize(model, Plan(PLAN_ENTRIES[NAME], 4, {"layers.0.residual_group.layers.0.q.input": None}))
+    student = quantize(model, Plan(PLAN_ENTRIES[NAME], 4, {
+        "layers.0.residual_group.layers.0.q.input": None,
+        **{f"layers.1.residual_group.layers.0.{layer}.weight": None
+           for layer in ("v", "win_mhsa.proj", "assm.out_proj", "convffn1.sg.conv", "convffn2.fc2")}}))
     return model, batch, student, choose_folds(student, NAME, batch, seed=0)
 
 

@@ -50,6 +50,20 @@ def test_a_video_keeps_frames_rate_and_colours(video, tmp_path, tile):
         assert np.abs(frame.reshape(-1, 3).mean(axis=0) - (40 * i, 100, 200 - 30 * i)).max() < 8  # a lossy codec
 
 
+def test_a_video_that_ends_early_says_so(video, tmp_path, capsys):
+    content = video.read_bytes()
+    video.write_bytes(content[:len(content) // 2])
+    predict(doubled, 2, video, tmp_path / "out", 0, 4)
+    assert "of the 5 frames that it announces could be decoded" in capsys.readouterr().err
+
+
+def test_outputs_that_are_no_numbers_are_not_written(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((4, 4, 3), np.uint8))
+    with pytest.raises(UserError, match="a.png: the output holds NaN or infinite values"):
+        predict(lambda image: doubled(image) * np.float32(np.nan), 2, tmp_path / "a.png", tmp_path / "out", 0, 4)
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_a_damaged_video_is_named_and_leaves_nothing(tmp_path):
     (tmp_path / "film.mp4").write_bytes(b"no film")
     with pytest.raises(UserError, match="film.mp4.*cannot be decoded"):

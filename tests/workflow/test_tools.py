@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
+from ppsr2q.core.errors import UserError
 from ppsr2q.data.embedded import write_embedded
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -124,9 +125,10 @@ def test_the_inference_model_takes_any_size(exported, out):
     model, fused = paddle.jit.load(str(out / "inference" / "model")), load_fused(out / "fused.safetensors")
     with paddle.no_grad():
         for size in ((16, 16), (5, 50)):
-            difference = model(probe(size)).numpy() - fused(probe(size)).numpy()
+            expected = fused(probe(size)).numpy()
+            difference = model(probe(size)).numpy() - expected
             assert difference.shape == (1, 3, 2 * size[0], 2 * size[1])
-            assert (difference**2).mean()**0.5 < graph_tolerance(fused, [size])
+            assert (difference**2).mean()**0.5 < graph_tolerance(fused, [expected], [size])
 
 
 def test_fused_weights_have_16_values_and_no_rectifier_is_left(exported, out):
@@ -214,6 +216,28 @@ def test_rectifiers_of_other_weights_are_refused(trained, options, tmp_path):
     save_weights(other, tmp_path / "other.safetensors", {})
     said = tool("route_calib", *options, "-o", f"model.weights={tmp_path / 'other.safetensors'}", expect=2)
     assert "rectifiers.safetensors" in said and "made for full-precision weights" in said
+
+
+def test_what_stages_do_not_belong_together_is_refused(exported, options, out):
+    said = tool("evaluate", *options, "-o", "quant.bits=2", "--sets", "Embedded", expect=2)
+    assert "fused.safetensors: made with quant.bits = 4, now it is 2" in said
+    said = tool("evaluate", *options, "--stage", "bounds", "--sets", "Embedded", expect=2)
+    assert "--stage bounds is of runs without rectifiers" in said
+
+
+def test_a_table_of_other_rectifiers_is_not_exported(exported, options, out):
+    from ppsr2q.core.config import load_config
+    from ppsr2q.core.files import load_artifact, save_artifact
+    from ppsr2q.workflow.exporting import load_calibrated
+    path = out / "rectifiers.safetensors"
+    before, artifact = path.read_bytes(), load_artifact(path)
+    name = next(name for name in artifact.tensors if name.startswith("rectifiers/"))
+    save_artifact(path, {**artifact.tensors, name: artifact.tensors[name] + 1}, artifact.kind, artifact.metadata)
+    try:
+        with pytest.raises(UserError, match="made from other rectifiers than those in .*run tools/route_calib.py again"):
+            load_calibrated(load_config(ROOT / CONFIG, options[3::2]), CONFIG)
+    finally:
+        path.write_bytes(before)
 
 
 @pytest.mark.parametrize("option, culprit", [

@@ -9,7 +9,7 @@ from typing import Any, Optional
 import numpy as np
 
 from ppsr2q.core.errors import UserError
-from ppsr2q.core.files import PathLike, atomic_path
+from ppsr2q.core.files import PathLike, atomic_folder
 from ppsr2q.deploy.onnx_export import import_package, to_onnx
 from ppsr2q.deploy.openvino.extension import scan_library
 from ppsr2q.deploy.packed import PackedModel
@@ -46,15 +46,11 @@ def write_openvino(folder: PathLike, model: PackedModel, optimize: bool = False)
     Raises:
         UserError: as :func:`to_openvino`, or files that cannot be written.
     """
-    network, folder = to_openvino(model, optimize), Path(folder)
-    library = folder / LIBRARY
-    if optimize:
-        with atomic_path(library) as temporary:
-            shutil.copyfile(scan_library(), temporary)
-    with atomic_path(folder / WEIGHTS) as weights, atomic_path(folder / GRAPH) as graph:
-        import_package("openvino").serialize(network, str(graph), str(weights))
-    if not optimize:
-        library.unlink(missing_ok=True)  # of an earlier export
+    network = to_openvino(model, optimize)
+    with atomic_folder(folder) as temporary:
+        if optimize:
+            shutil.copyfile(scan_library(), temporary / LIBRARY)
+        import_package("openvino").serialize(network, str(temporary / GRAPH), str(temporary / WEIGHTS))
 
 
 class OpenvinoUpscaler:

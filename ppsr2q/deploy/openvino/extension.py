@@ -4,14 +4,13 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-import ppsr2q
 from ppsr2q.core import native_build
 from ppsr2q.core.errors import UserError
 from ppsr2q.deploy.onnx_export import import_package
+from ppsr2q.deploy.runtime.library import SHARED_SOURCES
 
 COMPILE_SECONDS = 20
 UNIT = Path(__file__).parent / "selective_scan.cpp"
-SHARED_SOURCES = Path(ppsr2q.__file__).parent / "ops" / "csrc"
 
 
 def _library() -> native_build.Library:
@@ -24,10 +23,9 @@ def _library() -> native_build.Library:
               for name in ("libopenvino", "libopenvino_onnx_frontend", "libtbb")]
     if None in needed:
         raise native_build.KernelsUnavailable(f"OpenVINO {openvino.__version__} brings no libraries in {libraries}")
-    target = ("-march=native",) if native_build.is_x86() else ("-mcpu=native",)
     return native_build.Library(
-        "openvino-scan", "the selective scan for OpenVINO", COMPILE_SECONDS, UNIT, (UNIT.parent, SHARED_SOURCES), target,
-        ("-isystem", str(headers), "-I", str(SHARED_SOURCES)),
+        "openvino-scan", "the selective scan for OpenVINO", COMPILE_SECONDS, UNIT, (UNIT.parent, SHARED_SOURCES),
+        native_build.native_target(), ("-isystem", str(headers), "-I", str(SHARED_SOURCES)),
         (*map(str, needed), f"-Wl,-rpath,{libraries}"), (openvino.__version__,))
 
 

@@ -29,6 +29,7 @@ class Runtime:
         model: from :func:`ppsr2q.deploy.packed.read_packed`.
         threads: of one call; default: all processors that this process may use.
         instruction_set: a name of ``library.instruction_sets()``; default: the best one of this processor.
+        source: what to call the model in errors.
 
     Attributes:
         scale: of the enlargement.
@@ -36,18 +37,19 @@ class Runtime:
         instruction_set: what the library was compiled for.
 
     Raises:
-        UserError: threads out of range, no compiler to build the library with, a model that does not fit.
+        UserError: threads out of range, instructions that this processor does not run, no compiler to build the
+            library with, a model that does not fit.
     """
 
     def __init__(self, model: PackedModel, threads: Optional[int] = None,
-                 instruction_set: Optional[str] = None) -> None:
+                 instruction_set: Optional[str] = None, source: str = "the packed model") -> None:
         self.scale: int = model.architecture["scale"]
         self.threads = checked_threads(threads)
-        self.instruction_set = instruction_set or library.chosen_set()
+        self.instruction_set = library.chosen_set(instruction_set)
         self._library = library.load_library(self.instruction_set)
-        self._network = self._create(model)
+        self._network = self._create(model, source)
 
-    def _create(self, model: PackedModel) -> int:
+    def _create(self, model: PackedModel, source: str) -> int:
         parameters, kept = _parameters(model)
         quantizers = (library.QuantizerBounds * len(model.quantizers))(
             *(library.QuantizerBounds(name.encode(), q.bits, q.lower, q.upper) for name, q in model.quantizers.items()))
@@ -56,7 +58,7 @@ class Runtime:
                                                       self.scale, message, len(message))
         del kept  # the library has copied them
         if not network:
-            raise UserError(f"the packed model does not fit the runtime: {message.value.decode()}")
+            raise UserError(f"{source} does not fit the runtime: {message.value.decode()}")
         return network
 
     def __del__(self) -> None:
@@ -81,7 +83,11 @@ class Runtime:
         height, width = image.shape[:2]
         if max(height, width) > MAX_SIDE:
             raise UserError(f"image sides must be at most {MAX_SIDE}, got {width} x {height}; use tiles (--tile)")
-        result = np.empty((self.scale * height, self.scale * width, 3), np.float32)
+        try:
+            result = np.empty((self.scale * height, self.scale * width, 3), np.float32)
+        except MemoryError:
+            raise UserError(f"not enough memory for a result of {self.scale * width} x {self.scale * height} pixels"
+                            ) from None
         self._check(self._library.ppsr2q_runtime_upscale(self._network, image.ctypes.data, height, width,
                                                          self.threads, result.ctypes.data))
         return result

@@ -11,7 +11,7 @@ import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Tuple
+from typing import Dict, Optional, Tuple
 
 import ppsr2q
 from ppsr2q.core import native_build
@@ -52,19 +52,19 @@ def supported(name: str) -> bool:
     return set(instruction_sets()[name].features) <= features
 
 
-def chosen_set() -> str:
-    """$PPSR2Q_RUNTIME_ISA, or the best instruction set of this processor.
+def chosen_set(name: Optional[str] = None) -> str:
+    """``name``, else $PPSR2Q_RUNTIME_ISA, else the best instruction set of this processor.
 
     Raises:
-        UserError: the variable names none, or one that this processor does not run.
+        UserError: there is no such set, or this processor does not run it.
     """
-    names = list(instruction_sets())
-    name = os.environ.get("PPSR2Q_RUNTIME_ISA")
+    names, asked = list(instruction_sets()), "instruction_set" if name is not None else "PPSR2Q_RUNTIME_ISA"
+    name = os.environ.get("PPSR2Q_RUNTIME_ISA") if name is None else name
     if name is None:
         return next(name for name in names if supported(name))
     if name not in names or not supported(name):
         runs = ", ".join(name for name in names if supported(name))
-        raise UserError(f"PPSR2Q_RUNTIME_ISA={name!r}: this processor runs {runs}")
+        raise UserError(f"{asked}={name!r}: this processor runs {runs}")
     return name
 
 

@@ -19,6 +19,7 @@ constexpr float LOG2_E = 1.44269504f;
 constexpr float SMALLEST_POWER = -100.0f;  // of 2: softmax clips there, and nothing gets denormal
 constexpr int BIAS_SIDE = 2 * WINDOW - 1;
 constexpr int MIX_CHANNELS = 6;  // of the mixed values that are summed together: as many as registers hold
+constexpr int MIXED_ROWS = (HEAD_CHANNELS + LANES - 1) / LANES * LANES;
 constexpr int SUM_CHAINS = 2;  // partial sums of a softmax, so that additions need not wait for each other
 
 // 2^x for |x| < 126: a minimax polynomial around the nearest whole number (relative error 8e-8).
@@ -44,13 +45,14 @@ struct alignas(ALIGNMENT) AttentionRows {
     // One head at a time:
     std::int32_t q_words[HEAD_CHANNELS / 2 * WINDOW_TOKENS];  // [word][query]
     std::int32_t k_words[WINDOW_TOKENS * HEAD_CHANNELS / 2];  // [key][word]
-    std::int32_t v_words[WINDOW_TOKENS / 2 * HEAD_CHANNELS];  // [group of keys][channel]
     float q_columns[HEAD_CHANNELS * WINDOW_TOKENS];           // [channel][query]
     float key_terms[WINDOW_TOKENS];
-    float value_terms[HEAD_CHANNELS];
     float scores[WINDOW_TOKENS * LANES];  // [key][query of one vector]
     std::int32_t map_words[WINDOW_TOKENS / 2 * LANES];
-    float mixed[HEAD_CHANNELS * LANES];   // [channel][query of one vector]
+    float mixed[MIXED_ROWS * LANES];      // [channel][query of one vector]
+    // All heads:
+    std::int32_t v_words[WINDOW_TOKENS / 2 * CHANNELS];  // [group of keys][channel]
+    float value_terms[CHANNELS];
 };
 
 class WindowAttention {
@@ -91,20 +93,15 @@ public:
                 entry *= LOG2_E;
             }
         }
+        gather_values(rows);
         for (int head = 0; head < HEADS; head++) {
             gather_scores(head, rows);
-            gather_values(head, rows);
             for (int first = 0; first < WINDOW_TOKENS; first += LANES) {
                 const vf largest = masked ? score<true>(window, head, first, rows)
                                           : score<false>(window, head, first, rows);
                 const vf inverse_sum = 1.0f / numerators(largest, rows.scores);
                 mix(head, inverse_sum, rows);
-                for (int c = 0; c < HEAD_CHANNELS; c++) {
-                    for (int lane = 0; lane < LANES; lane++) {
-                        rows.out[(first + lane) * CHANNELS + head * HEAD_CHANNELS + c] =
-                            rows.mixed[c * LANES + lane];
-                    }
-                }
+                scatter_mixed(rows.mixed, rows.out + first * CHANNELS + head * HEAD_CHANNELS);
             }
         }
     }
@@ -148,16 +145,10 @@ private:
             for (int i = 0; i < WINDOW_TOKENS; i++) {
                 const std::uint8_t* q = rows.q_codes + i * CHANNELS + first;
                 const std::uint8_t* k = rows.k_codes + i * CHANNELS + first;
-                int total = 0;
-                for (int c = 0; c < HEAD_CHANNELS; c++) {
-                    total += k[c];
-                }
-                rows.key_terms[i] = term * static_cast<float>(total);
+                rows.key_terms[i] = term * static_cast<float>(sum_codes(k, HEAD_CHANNELS));
                 for (int word = 0; word < words; word++) {
-                    const int c = word * Dot::GROUP;
-                    rows.q_words[word * WINDOW_TOKENS + i] = make_word<Dot>([&](int j) { return q[c + j]; });
-                    rows.k_words[i * words + word] =
-                        make_word<Dot>([&](int j) { return k[c + j] - keys.shift; });
+                    rows.q_words[word * WINDOW_TOKENS + i] = load_word<Dot>(q + word * Dot::GROUP, 0);
+                    rows.k_words[i * words + word] = load_word<Dot>(k + word * Dot::GROUP, keys.shift);
                 }
             }
         });
@@ -235,36 +226,48 @@ private:
 
     // ---------------------------------------------------------------- values
 
-    void gather_values(int head, AttentionRows& rows) const {
+    void gather_values(AttentionRows& rows) const {
         if (!mix_codes_) {
             return;
         }
         const SignedCodes values(v_, mix_bytes_);
-        const std::uint8_t* v = rows.v_codes + head * HEAD_CHANNELS;
         with_dot(mix_bytes_, [&](auto dot) {
             using Dot = decltype(dot);
-            for (int c = 0; c < HEAD_CHANNELS; c++) {
-                int total = 0;
-                for (int i = 0; i < WINDOW_TOKENS; i++) {
-                    total += v[i * CHANNELS + c] - values.shift;
+            for (int c = 0; c < CHANNELS; c += LANES) {
+                vi total = {};
+                for (int group = 0; group < WINDOW_TOKENS / Dot::GROUP; group++) {
+                    vi codes[Dot::GROUP];
+                    for (int i = 0; i < Dot::GROUP; i++) {
+                        codes[i] = load_bytes(rows.v_codes + (group * Dot::GROUP + i) * CHANNELS + c);
+                        total += codes[i];
+                        codes[i] ^= values.shift;  // takes it off: a byte has no other bits
+                    }
+                    store_words(rows.v_words + group * CHANNELS + c, join_words<Dot>(codes));
                 }
-                rows.value_terms[c] =
-                    map_.lower * (v_.step * static_cast<float>(total) + WINDOW_TOKENS * values.lower);
-            }
-            for (int group = 0; group < WINDOW_TOKENS / Dot::GROUP; group++) {
-                for (int c = 0; c < HEAD_CHANNELS; c++) {
-                    rows.v_words[group * HEAD_CHANNELS + c] = make_word<Dot>([&](int i) {
-                        return v[(group * Dot::GROUP + i) * CHANNELS + c] - values.shift;
-                    });
-                }
+                const vf sum = to_float(total - WINDOW_TOKENS * values.shift);
+                store(rows.value_terms + c, map_.lower * (v_.step * sum + WINDOW_TOKENS * values.lower));
             }
         });
+    }
+
+    // mixed [channel][query] of a head -> its channels in the rows of the queries.
+    static void scatter_mixed(const float* mixed, float* out) {
+        for (int c = 0; c < HEAD_CHANNELS; c += LANES) {
+            vf block[LANES];
+            for (int i = 0; i < LANES; i++) {
+                block[i] = load(mixed + (c + i) * LANES);
+            }
+            transpose(block);
+            for (int lane = 0; lane < LANES; lane++) {
+                store_up_to(out + lane * CHANNELS + c, block[lane], HEAD_CHANNELS - c);
+            }
+        }
     }
 
     // rows.mixed = map times values for the queries of rows.scores.
     void mix(int head, vf inverse_sum, AttentionRows& rows) const {
         if (mix_codes_) {
-            with_dot(mix_bytes_, [&](auto dot) { mix_codes<decltype(dot)>(inverse_sum, rows); });
+            with_dot(mix_bytes_, [&](auto dot) { mix_codes<decltype(dot)>(head * HEAD_CHANNELS, inverse_sum, rows); });
             return;
         }
         vf sums[HEAD_CHANNELS] = {};
@@ -285,7 +288,7 @@ private:
 
     // sum over keys of (s p + a)(t v + b) = s t sum p v + s b sum p + [a t sum v + keys a b].
     template <class Dot>
-    void mix_codes(vf inverse_sum, AttentionRows& rows) const {
+    void mix_codes(int channel, vf inverse_sum, AttentionRows& rows) const {
         const vf map_sum = to_float(map_words<Dot>(inverse_sum, rows)) * map_.step;
         const SignedCodes values(v_, mix_bytes_);
         const float scale = map_.step * v_.step;
@@ -293,7 +296,7 @@ private:
             vi sums[MIX_CHANNELS] = {};
             for (int group = 0; group < WINDOW_TOKENS / Dot::GROUP; group++) {
                 const vi word = load_words(rows.map_words + group * LANES);
-                const std::int32_t* v = rows.v_words + group * HEAD_CHANNELS + first;
+                const std::int32_t* v = rows.v_words + group * CHANNELS + channel + first;
 #pragma GCC unroll 6
                 for (int c = 0; c < MIX_CHANNELS; c++) {
                     sums[c] = Dot::add(sums[c], word, broadcast_word(v[c]));
@@ -302,7 +305,7 @@ private:
             for (int c = 0; c < MIX_CHANNELS; c++) {
                 store(rows.mixed + (first + c) * LANES,
                       to_float(Dot::finish(sums[c])) * scale +
-                          (map_sum * values.lower + rows.value_terms[first + c]));
+                          (map_sum * values.lower + rows.value_terms[channel + first + c]));
             }
         }
     }

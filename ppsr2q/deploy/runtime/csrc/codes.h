@@ -230,6 +230,18 @@ inline std::int32_t make_word(const CodeOf& code) {
     return word;
 }
 
+// GROUP neighbouring codes as a word, less shift, which is 0 where a code has a byte to itself and 128 otherwise.
+template <class Dot>
+inline std::int32_t load_word(const std::uint8_t* codes, int shift) {
+    if constexpr (Dot::GROUP == 4) {
+        std::uint32_t word;
+        std::memcpy(&word, codes, sizeof(word));
+        return static_cast<std::int32_t>(word ^ 0x01010101u * static_cast<std::uint32_t>(shift));
+    } else {
+        return make_word<Dot>([&](int i) { return codes[i] - shift; });
+    }
+}
+
 // GROUP vectors of codes -> a vector of words whose i-th code is codes[i].
 template <class Dot>
 inline vi join_words(const vi (&codes)[Dot::GROUP]) {

@@ -129,8 +129,8 @@ private:
         return at < HALO ? at : at >= size - HALO ? SIDE - size + at : HALO;
     }
 
-    // Calls body(first, last) with the range of flat positions of the run and its halo that lie inside the image, from
-    // the halo's begin.
+    // The range (first, last) of flat positions of the run and its halo that lie inside the image, from the halo's
+    // begin.
     std::pair<int, int> inside(const ImagePlane& plane, int x, int count) const {
         return {std::max(0, HALO - x) * SIZE,
                 (std::min(count + 2 * HALO, plane.width + HALO - x)) * SIZE};

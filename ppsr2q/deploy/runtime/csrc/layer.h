@@ -1,4 +1,4 @@
-// One AttentiveLayer in six steps, each a list of tasks that reads and writes planes of the whole image and keeps all
+// One AttentiveLayer in seven steps, each a list of tasks that reads and writes planes of the whole image and keeps all
 // else in cache:
 //   attend       window by window: norm, q, k, v, attention, proj, residual; first half of the feed-forward network
 //   route        row by row: its second half, residual; norm, route, in_proj
@@ -116,6 +116,8 @@ private:
     void project(Planes& planes, int y, Scratch& scratch) const;
     void mix_channels(Planes& planes, int y) const;
     void finish(Planes& planes, int y, Scratch& scratch) const;
+    static void close(const FeedForward& feed_forward, const std::vector<float>& scale, Planes& planes, int y,
+                      int column, int count, Scratch& scratch);
 
     static std::vector<float> prompt_table(const Source& source, const std::string& name);
 
@@ -221,20 +223,26 @@ inline void AttentiveLayer::attend(Planes& planes, std::int64_t task, Scratch& s
     }
 }
 
+// The second half of a feed-forward network for count pixels of a row: x = x scale + mixed + its result.
+inline void AttentiveLayer::close(const FeedForward& feed_forward, const std::vector<float>& scale, Planes& planes,
+                                  int y, int column, int count, Scratch& scratch) {
+    const std::int64_t token = std::int64_t{y} * planes.width + column;
+    float* x = planes.x + token * CHANNELS;
+    const float* mixed = planes.mixed + token * CHANNELS;
+    feed_forward.close(planes.gate_planes(), y, column, count, scratch.depthwise, [&](int row, int c, vf sums) {
+        const int at = row * CHANNELS + c;
+        const vf scaled = load(x + at) * load(scale.data() + c);
+        store(x + at, sums + load(mixed + at) + scaled);
+    });
+}
+
 inline void AttentiveLayer::route(Planes& planes, int y, Scratch& scratch) const {
     RowBuffer normed, hidden, logits;
     for (int column = 0; column < planes.width; column += BLOCK) {
         const int count = std::min(BLOCK, planes.width - column);
         const std::int64_t token = std::int64_t{y} * planes.width + column;
-        float* x = planes.x + token * CHANNELS;
-        const float* mixed = planes.mixed + token * CHANNELS;
-        feed_forward1_.close(planes.gate_planes(), y, column, count, scratch.depthwise,
-                             [&](int row, int c, vf sums) {
-                                 const int at = row * CHANNELS + c;
-                                 const vf scaled = load(x + at) * load(scale1_.data() + c);
-                                 store(x + at, sums + load(mixed + at) + scaled);
-                             });
-        norm3_(x, CHANNELS, count, normed);
+        close(feed_forward1_, scale1_, planes, y, column, count, scratch);
+        norm3_(planes.x + token * CHANNELS, CHANNELS, count, normed);
         route0_(normed, count, [&](int row, int c, vf sums) {
             store(hidden + row * ROUTE_CHANNELS + c, gelu(sums));
         });
@@ -359,15 +367,7 @@ inline void AttentiveLayer::mix_channels(Planes& planes, int y) const {
 inline void AttentiveLayer::finish(Planes& planes, int y, Scratch& scratch) const {
     for (int column = 0; column < planes.width; column += BLOCK) {
         const int count = std::min(BLOCK, planes.width - column);
-        const std::int64_t token = std::int64_t{y} * planes.width + column;
-        float* x = planes.x + token * CHANNELS;
-        const float* mixed = planes.mixed + token * CHANNELS;
-        feed_forward2_.close(planes.gate_planes(), y, column, count, scratch.depthwise,
-                             [&](int row, int c, vf sums) {
-                                 const int at = row * CHANNELS + c;
-                                 const vf scaled = load(x + at) * load(scale2_.data() + c);
-                                 store(x + at, sums + load(mixed + at) + scaled);
-                             });
+        close(feed_forward2_, scale2_, planes, y, column, count, scratch);
     }
 }
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "convolution3x3.h"
@@ -52,17 +53,20 @@ public:
             });
         }
         each_row(planes, team, [&](std::int64_t token) {
-            patch_norm_(shallow.data() + token * CHANNELS, CHANNELS, planes.width, planes.x + token * CHANNELS);
+            float* x = planes.x + token * CHANNELS;
+            patch_norm_(shallow.data() + token * CHANNELS, CHANNELS, planes.width, x);
+            std::copy_n(x, planes.width * CHANNELS, stage_input.data() + token * CHANNELS);
         });
         for (int stage = 0; stage < STAGES; stage++) {
-            std::copy_n(planes.x, size, stage_input.data());
             for (int i = 0; i < STAGE_LAYERS; i++) {
                 layers_[stage * STAGE_LAYERS + i]->run(planes, team);
             }
-            std::copy_n(planes.x, size, planes.mixed);
-            convolve(stage_convs_[stage], planes.mixed, planes, scratch, team, [&](std::int64_t at, vf sums) {
-                store(planes.x + at, sums + load(stage_input.data() + at));
+            convolve(stage_convs_[stage], planes.x, planes, scratch, team, [&](std::int64_t at, vf sums) {
+                const vf x = sums + load(stage_input.data() + at);
+                store(stage_input.data() + at, x);
+                store(planes.mixed + at, x);
             });
+            std::swap(planes.x, planes.mixed);
         }
         each_row(planes, team, [&](std::int64_t token) {
             norm_(planes.x + token * CHANNELS, CHANNELS, planes.width, planes.mixed + token * CHANNELS);

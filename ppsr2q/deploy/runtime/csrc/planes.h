@@ -143,8 +143,8 @@ private:
 
 public:
     const int height, width;
-    float* const x;       // input and output of a layer
-    float* const mixed;   // behind the attention; behind the state space model
+    float* x;             // input and output of a layer
+    float* mixed;         // behind the attention; behind the state space model
     float* const y;       // output of in_proj; of the scan, in its order
     float* const values;  // of the feed-forward network
     float* const gates;

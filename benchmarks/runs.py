@@ -1,0 +1,45 @@
+"""What the benchmarks that train have in common."""
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from typing import Any, List, Optional, Sequence
+
+from ppsr2q.core.config import Config
+from ppsr2q.core.errors import Interrupted, UserError
+
+
+def choose(text: str, known: Sequence[str], what: str) -> List[str]:
+    """The names in a comma-separated list; UserError for one that is not ``known``."""
+    chosen = text.split(",")
+    odd = [name for name in chosen if name not in known]
+    if odd:
+        raise UserError(f"--{what} {text}: unknown {odd[0]!r}; known: {', '.join(known)}")
+    return chosen
+
+
+def stop_after(minutes: Optional[float]) -> None:
+    """Ask the process to stop after a time: the trainer finishes its iteration and saves."""
+    def stop(*_: Any) -> None:
+        raise Interrupted("stopped; run the same command again to go on")
+    signal.signal(signal.SIGTERM, stop)
+    if minutes is not None:
+        timer = threading.Timer(60 * minutes, os.kill, (os.getpid(), signal.SIGTERM))
+        timer.daemon = True
+        timer.start()
+
+
+def trained_seconds(config: Config) -> float:
+    """What the training of a run took, earlier parts of an interrupted run included."""
+    from ppsr2q.core.files import load_artifact
+    from ppsr2q.workflow.paths import paths
+    files = sorted(paths(config)["resume"].glob("*.safetensors"))
+    return sum(load_artifact(file).metadata["state"]["seconds"] for file in files)
+
+
+def weights_hash(config: Config) -> str:
+    """SHA-256 over the tensors of the full-precision network."""
+    from ppsr2q.models.checkpoint import weights_sha256
+    from ppsr2q.workflow.networks import build_network
+    return weights_sha256(build_network(config))

@@ -1,0 +1,198 @@
+"""Table 1 of the paper: the quality of every scale and bit width, ours by the ``best`` recipe (``configs/*_best.yml``).
+
+  python benchmarks/table1.py --run --scale 2 --bits 4,2,1 --weights W.pdparams --data DATA [--schedule reduced]
+  python benchmarks/table1.py --render
+
+4 bits begin with searched bounds, 2 and 1 bit with the result of the next higher width. A run goes on from whatever it
+has left under --output whenever it was stopped (--budget MINUTES stops it cleanly). What it ends with is a packed model
+and a record beside each other under --results; the PSNR is that of the packed model in the integer runtime:
+
+  python tools/evaluate.py --engine runtime --model benchmarks/results/table1/x2_w4a4_fine-tuned.safetensors \\
+      -o data.root=DATA --sets Set5
+
+DATA holds train/ and the test sets.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any, Mapping, Optional, Sequence
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import runs  # noqa: E402
+from ppsr2q.core.config import Config, config_to_dict, load_config  # noqa: E402
+from ppsr2q.core.errors import UserError  # noqa: E402
+from ppsr2q.core.files import atomic_path  # noqa: E402
+from ppsr2q.data.datasets import TestSet  # noqa: E402
+from ppsr2q.evaluation.evaluator import PROTOCOL  # noqa: E402
+from ppsr2q.evaluation.records import Cell, fingerprint_of, read_records, render_table, write_record  # noqa: E402
+from ppsr2q.workflow import cli  # noqa: E402
+
+RESULTS = Path(__file__).parent / "results" / "table1"
+CONFIG = "configs/mambairv2_light_x{scale}_w{bits}a{bits}_best.yml"
+SCALES, BITS = (2, 4), (4, 2, 1)
+STARTS = {2: 4, 1: 2}  # width -> the one whose result it begins with
+SETS = ("Set5", "Set14", "B100", "Urban100", "B20", "Urban20")
+#: what learns beside bounds and rectifiers; the paper's method is the first
+RECIPES = {"rectifiers-only": ["train.finetune=none"], "fine-tuned": []}
+#: of stage 1, in options; ``reduced`` has as many updates as fit into half an hour on 2 cores, of half as many crops
+SCHEDULES = {
+    "full": [],
+    "reduced": ["train.iterations=1800", "train.batch=4", "train.final_lr_patch=48", "train.final_batch=2"],
+}
+#: SHA-256 over the tensors of the official checkpoints (``models.checkpoint.weights_sha256``)
+OFFICIAL_WEIGHTS = {2: "180f79dba0f8993a4e2479e31601947f16043e70ffb804a45595889cf42b7e36",
+                    4: "064ee781549b70e3832cf845895ab1da1be3e17fc7b49f9adeba62e5565c0652"}
+#: PSNR-Y/dB on SETS[:4]. The paper's: SPR²Q by scale and bits
+PAPER = {
+    2: {4: (37.72, 33.27, 31.94, 31.53), 2: (35.97, 31.98, 30.95, 28.55), 1: (34.82, 31.27, 30.41, 27.76)},
+    4: {4: (31.60, 28.27, 27.33, 25.64), 2: (29.37, 26.73, 26.42, 23.69), 1: (28.84, 26.41, 26.21, 23.41)},
+}
+#: small full-precision networks, as published
+SMALL = {2: {"FSRCNN, full precision": (37.00, 32.63, 31.53, 29.88),
+             "CARN, full precision": (37.76, 33.52, 32.09, 31.92)}, 4: {}}
+
+
+def run_name(scale: int, bits: int, recipe: str) -> str:
+    return f"x{scale}_w{bits}a{bits}_{recipe}"
+
+
+def run_config(scale: int, bits: int, recipe: str, schedule: Sequence[str] = (), weights: str = "",
+               data: Path = Path(), output: Path = Path("output/table1")) -> Config:
+    """The config of one run; without weights and data it still tells the plan.
+
+    Args:
+        schedule: options on top of the config's.
+    """
+    options = [*schedule, *RECIPES[recipe], f"output_dir={output / run_name(scale, bits, recipe)}"]
+    if bits in STARTS:
+        start = output / run_name(scale, STARTS[bits], recipe) / "rectifiers.safetensors"
+        options.append(f"train.start_from={start}")
+    if weights:
+        options += [f"model.weights={weights}", f"data.train={data / 'train'}", f"data.root={data}"]
+    return load_config(CONFIG.format(scale=scale, bits=bits), options)
+
+
+def fingerprint(scale: int, bits: int, weights_sha256: str) -> str:
+    """Of plan, weights and protocol; what was trained, and for how long, stands in the table itself."""
+    from ppsr2q.workflow.networks import build_plan
+    config = run_config(scale, bits, "fine-tuned")
+    return fingerprint_of(plan=build_plan(config).describe(), weights=weights_sha256, protocol=PROTOCOL,
+                          mode=config.eval.mode, routing=config.model.routing)
+
+
+def run(scale: int, bits: int, recipe: str, schedule: Sequence[str], weights: str, data: Path, sets: Sequence[str],
+        output: Path, results: Path) -> None:
+    """Train, export and measure one network; sets that its record already holds are not measured again.
+
+    A record of another schedule, plan or other weights is replaced, its model too.
+    """
+    from ppsr2q.workflow.evaluating import load_upscaler, measure
+    from ppsr2q.workflow.exporting import export
+    from ppsr2q.workflow.training import calibrate_routing, train
+    config = run_config(scale, bits, recipe, schedule, weights, data, output)
+    config_path, name = CONFIG.format(scale=scale, bits=bits), run_name(scale, bits, recipe)
+    mark = fingerprint(scale, bits, runs.weights_hash(config))
+    steps = json.loads(json.dumps({key: config_to_dict(config)[key] for key in ("quant", "calib", "loss", "train",
+                                                                                "route_calib")}))
+    steps["train"].pop("start_from")
+    known = read_records(results).get(name)
+    measured = known["results"] if known and (known["fingerprint"], known["schedule"]) == (mark, steps) else {}
+    missing = [key for key in sets if key not in measured]
+    if not missing:
+        return
+    for key in missing:
+        TestSet(data, key, scale)  # a missing one is named before hours of training
+    train(config, resume=True)
+    calibrate_routing(config, config_path, resume=True)
+    packed = export(config, config_path, ["packed"], rest="float16")["packed"]
+    found = measure(config, *load_upscaler(config, None, str(packed.path), None, "runtime"), missing)
+    with atomic_path(results / f"{name}.safetensors") as temporary:
+        shutil.copyfile(packed.path, temporary)
+    write_record(results / f"{name}.json", f"MambaIRv2-light x{scale}, {bits} bits, best ({recipe})",
+                 {**measured, "bytes": packed.size,
+                  **{key: {k: found[key][k] for k in ("psnr_y", "ssim_y")} for key in missing}},
+                 how=f"benchmarks/table1.py --run --scale {scale} --bits {bits} --recipe {recipe}, options "
+                     + " ".join(schedule), seconds=runs.trained_seconds(config), seed=config.seed,
+                 protocol=found["protocol"], fingerprint=mark, schedule=steps)
+    print(f"{name}: " + "  ".join(f"{key} {found[key]['psnr_y']:.2f}" for key in missing), flush=True)
+
+
+def _label(bits: int, recipe: str, record: Optional[Mapping[str, Any]]) -> str:
+    label = f"W{bits}A{bits}, best ({recipe})"
+    if record is None:
+        return label
+    steps = record["schedule"]["train"]
+    return (f"{label}, {steps['iterations']} iterations of batch {steps['batch']} at LR {steps['lr_patch']}x"
+            f"{steps['lr_patch']}, {record['results']['bytes'] / 1e6:.2f} MB")
+
+
+def render(results: Path = RESULTS) -> str:
+    """The tables of both scales as Markdown, from records alone."""
+    records = read_records(results)
+    lines = ["MambaIRv2-light, PSNR-Y/dB of the packed models beside the records, ours (the paper's SPR²Q: 12,000 "
+             "iterations of batch 8 at LR 64x64 on DF2K). B20 and Urban20 are every fifth image of B100 and Urban100. Only "
+             "`rectifiers-only` trains what the paper trains.", ""]
+    for scale in SCALES:
+        rows = []
+        for bits in BITS:
+            for recipe in RECIPES:
+                name = run_name(scale, bits, recipe)
+                papers = dict(zip(SETS, PAPER[scale][bits]))
+                measured = records[name]["results"] if name in records else ()
+                rows.append((_label(bits, recipe, records.get(name)),
+                             [Cell(name if key in measured else "", (key, "psnr_y"), papers.get(key),
+                                   fingerprint(scale, bits, OFFICIAL_WEIGHTS[scale])) for key in SETS]))
+        lines.append(render_table([f"x{scale}", *SETS], rows, records))
+        lines += [f"{network}, as published: " + ", ".join(f"{key} {value:.2f}" for key, value in zip(SETS, values))
+                  for network, values in SMALL[scale].items()] + [""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", action="store_true", help="train, export and measure")
+    parser.add_argument("--render", action="store_true", help="write <results>/table1.md from the records")
+    parser.add_argument("--scale", type=int, choices=SCALES, default=2, help="default: %(default)s")
+    parser.add_argument("--bits", default="4,2,1", help="in the order to be run (default: %(default)s)")
+    parser.add_argument("--recipe", choices=sorted(RECIPES), default="fine-tuned", help="default: %(default)s")
+    parser.add_argument("--schedule", choices=sorted(SCHEDULES), default="full", help="default: %(default)s")
+    parser.add_argument("--iterations", type=int, help="of stage 1, instead of the schedule's")
+    parser.add_argument("--sets", default=",".join(SETS[:4]), help="test sets under DATA (default: %(default)s)")
+    parser.add_argument("--budget", type=float, metavar="MINUTES", help="stop cleanly after that time")
+    parser.add_argument("--weights", help="full-precision checkpoint of the scale")
+    parser.add_argument("--data", type=Path, help="folder with train/ and the test sets")
+    parser.add_argument("--output", type=Path, default=Path("output/table1"), help="of runs (default: %(default)s)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="of records (default: %(default)s)")
+    arguments = parser.parse_args()
+    bits = [int(n) for n in runs.choose(arguments.bits, list(map(str, BITS)), "bits")]
+    sets = runs.choose(arguments.sets, SETS, "sets")
+    if not (arguments.run or arguments.render):
+        raise UserError("give --run, --render or both")
+    cli.prepare(load_config())
+    if arguments.run:
+        if arguments.weights is None or arguments.data is None:
+            raise UserError("--run needs --weights FILE and --data FOLDER")
+        runs.stop_after(arguments.budget)
+        started = time.monotonic()
+        schedule = list(SCHEDULES[arguments.schedule])
+        if arguments.iterations is not None:
+            schedule.append(f"train.iterations={arguments.iterations}")
+        for width in bits:
+            run(arguments.scale, width, arguments.recipe, schedule, arguments.weights, arguments.data, sets,
+                arguments.output, arguments.results)
+        print(f"done in {(time.monotonic() - started) / 60:.0f} min", flush=True)
+    text = render(arguments.results)
+    if arguments.render:
+        with atomic_path(arguments.results / "table1.md") as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    cli.run(main)

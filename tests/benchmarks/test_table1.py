@@ -1,0 +1,68 @@
+"""Table 1: what its rows say, what is stale, and its smallest run."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+
+from benchmarks import table1
+from ppsr2q import deploy
+from ppsr2q.data.embedded import write_embedded
+from ppsr2q.evaluation.records import read_records, write_record
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ["calib.images=1", "calib.lr_patch=16", "train.iterations=2", "train.batch=1", "train.lr_patch=16",
+        "train.final_lr_patch=16", "train.final_batch=1", "train.average_last=0", "train.validate_every=0",
+        "train.validation_crops=1", "route_calib.iterations=1", "route_calib.batch=1"]
+
+
+@pytest.fixture(autouse=True)
+def at_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def _record(folder, weights):
+    write_record(folder / "x2_w4a4_fine-tuned.json", "a row", {"bytes": 765432, "Set5": {"psnr_y": 37.81}}, how="pytest",
+                 seconds=1.0, fingerprint=table1.fingerprint(2, 4, weights),
+                 schedule={"train": {"iterations": 77, "batch": 4, "lr_patch": 32}})
+
+
+def test_a_row_says_what_was_trained_and_what_the_paper_has(tmp_path):
+    _record(tmp_path, table1.OFFICIAL_WEIGHTS[2])
+    text = table1.render(tmp_path)
+    assert ("| W4A4, best (fine-tuned), 77 iterations of batch 4 at LR 32x32, 0.77 MB | 37.81 (37.72) | "
+            "not run (33.27) | not run (31.94) | not run (31.53) | not run | not run |") in text
+    assert "| W4A4, best (rectifiers-only) | not run (37.72)" in text and "†" not in text
+    assert "FSRCNN, full precision, as published: Set5 37.00" in text
+
+
+def test_a_record_of_other_weights_is_marked(tmp_path):
+    _record(tmp_path, "0" * 64)
+    text = table1.render(tmp_path)
+    assert "37.81† (37.72)" in text and "to be run again: x2_w4a4_fine-tuned" in text
+
+
+def test_the_smallest_run_goes_down_to_two_bits_and_leaves_models_that_give_its_numbers(tmp_path):
+    data = write_embedded(tmp_path / "data")
+    for path in (data / "Embedded" / "HR").iterdir():
+        cv2.imwrite(str(path), cv2.imread(str(path))[:48, :64])
+    results = tmp_path / "results"
+    for bits in (4, 2):
+        table1.run(2, bits, "fine-tuned", TINY, "embedded", data, ["Embedded"], tmp_path / "runs", results)
+    records = read_records(results)
+    assert set(records) == {"x2_w4a4_fine-tuned", "x2_w2a2_fine-tuned"}
+    sizes = [(results / f"{name}.safetensors").stat().st_size for name in sorted(records, reverse=True)]
+    assert sizes == [records[name]["results"]["bytes"] for name in sorted(records, reverse=True)]
+    assert sizes[0] > sizes[1]  # 4 bits, 2 bits
+    model = deploy.load(results / "x2_w2a2_fine-tuned.safetensors")
+    assert model.scale == 2 and records["x2_w2a2_fine-tuned"]["seconds"] > 0
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--run"], "--run needs --weights"), (["--render", "--bits", "3"], "unknown '3'; known: 4, 2, 1"), ([], "give --run")])
+def test_what_it_cannot_do_it_says(options, message):
+    done = subprocess.run([sys.executable, "benchmarks/table1.py", *options], text=True, capture_output=True, check=False,
+                          env=dict(os.environ))
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
