@@ -9,7 +9,6 @@ interrupted one goes on. DATA holds train/ and Set5/. Full precision is measured
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import time
 from pathlib import Path
 
@@ -71,8 +70,8 @@ def run(weights: str, data: Path, sets: list, output: Path, json_path: Path) -> 
         results[title] = {name: {key: measured[name][key] for key in ("psnr_y", "ssim_y")} for name in sets}
         print(f"{title:<36}", "  ".join(f"{name} {results[title][name]['psnr_y']:.2f}" for name in sets), flush=True)
     write_record(json_path, "ablation W4A4 x2", results, how="benchmarks/ablation.py", seconds=time.monotonic() - started,
-                 seed=config.seed, schedule={"stage 1": dataclasses.asdict(config.train),
-                                             "stage 2": dataclasses.asdict(config.route_calib)},
+                 seed=config.seed, schedule={"config": CONFIG, "all rows": SCHEDULE,
+                                             **{title: options for title, _, options, _, _ in ROWS if options}},
                  protocol=measured["protocol"], fingerprint=fingerprint_of(schedule=SCHEDULE, config=CONFIG))
 
 

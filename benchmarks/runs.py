@@ -9,6 +9,10 @@ from typing import Any, List, Optional, Sequence
 from ppsr2q.core.config import Config
 from ppsr2q.core.errors import Interrupted, UserError
 
+#: scale -> SHA-256 over the tensors of the official checkpoint (:func:`weights_hash`)
+OFFICIAL_WEIGHTS = {2: "180f79dba0f8993a4e2479e31601947f16043e70ffb804a45595889cf42b7e36",
+                    4: "064ee781549b70e3832cf845895ab1da1be3e17fc7b49f9adeba62e5565c0652"}
+
 
 def choose(text: str, known: Sequence[str], what: str) -> List[str]:
     """The names in a comma-separated list; UserError for one that is not ``known``."""

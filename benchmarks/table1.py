@@ -45,9 +45,6 @@ SCHEDULES = {
     "full": [],
     "reduced": ["train.iterations=1800", "train.batch=4", "train.final_lr_patch=48", "train.final_batch=2"],
 }
-#: SHA-256 over the tensors of the official checkpoints (``models.checkpoint.weights_sha256``)
-OFFICIAL_WEIGHTS = {2: "180f79dba0f8993a4e2479e31601947f16043e70ffb804a45595889cf42b7e36",
-                    4: "064ee781549b70e3832cf845895ab1da1be3e17fc7b49f9adeba62e5565c0652"}
 #: PSNR-Y/dB on SETS[:4]. The paper's: SPR²Q by scale and bits
 PAPER = {
     2: {4: (37.72, 33.27, 31.94, 31.53), 2: (35.97, 31.98, 30.95, 28.55), 1: (34.82, 31.27, 30.41, 27.76)},
@@ -124,7 +121,8 @@ def run(scale: int, bits: int, recipe: str, schedule: Sequence[str], weights: st
 
 
 def _label(bits: int, recipe: str, record: Optional[Mapping[str, Any]]) -> str:
-    label = f"W{bits}A{bits}, best ({recipe})"
+    start = f" from W{STARTS[bits]}A{STARTS[bits]}" if bits in STARTS else ""
+    label = f"W{bits}A{bits}, best ({recipe}){start}"
     if record is None:
         return label
     steps = record["schedule"]["train"]
@@ -147,7 +145,7 @@ def render(results: Path = RESULTS) -> str:
                 measured = records[name]["results"] if name in records else ()
                 rows.append((_label(bits, recipe, records.get(name)),
                              [Cell(name if key in measured else "", (key, "psnr_y"), papers.get(key),
-                                   fingerprint(scale, bits, OFFICIAL_WEIGHTS[scale])) for key in SETS]))
+                                   fingerprint(scale, bits, runs.OFFICIAL_WEIGHTS[scale])) for key in SETS]))
         lines.append(render_table([f"x{scale}", *SETS], rows, records))
         lines += [f"{network}, as published: " + ", ".join(f"{key} {value:.2f}" for key, value in zip(SETS, values))
                   for network, values in SMALL[scale].items()] + [""]

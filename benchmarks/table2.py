@@ -34,8 +34,6 @@ RESULTS = Path(__file__).parent / "results" / "table2"
 CONFIG = "configs/mambairv2_light_x2_w{bits}a{bits}.yml"
 SETS = ("Set5", "Set14", "B20", "Urban20")
 SEEDS = (10, 11, 12)
-#: SHA-256 over the tensors of the official x2 checkpoint (``models.checkpoint.weights_sha256``)
-OFFICIAL_WEIGHTS = "180f79dba0f8993a4e2479e31601947f16043e70ffb804a45595889cf42b7e36"
 #: The paper's optimizer (absolute bounds, 1e-2 for everything, cosine) in both; ``short`` has a twentieth of its
 #: iterations at a quarter of its crops' area, 100 of OSRC instead of 500, and bounds from 8 crops instead of 32.
 SCHEDULES = {
@@ -276,7 +274,7 @@ def main() -> None:
 def _weights_hash(weights: Optional[str]) -> str:
     """Of a checkpoint's tensors; of the official one's when none is given."""
     if weights is None:
-        return OFFICIAL_WEIGHTS
+        return runs.OFFICIAL_WEIGHTS[2]
     return runs.weights_hash(load_config(CONFIG.format(bits=4), [f"model.weights={weights}"]))
 
 

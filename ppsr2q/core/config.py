@@ -5,6 +5,7 @@ and the file itself over all. Paths in values stay as written: they are relative
 """
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
@@ -209,6 +210,20 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
     return flat
+
+
+PATH_OPTIONS = ("output_dir", "model.weights", "data.root", "data.train", "train.start_from")
+
+
+def without_folders(tree: Mapping[str, Any]) -> Dict[str, Any]:
+    """A config as plain data, for files that are given away: paths are reduced to their last part."""
+    tree = copy.deepcopy(dict(tree))
+    for option_name in PATH_OPTIONS:
+        section_name, _, key = option_name.rpartition(".")
+        values = tree.get(section_name, {}) if section_name else tree
+        if isinstance(values.get(key), str):
+            values[key] = Path(values[key]).name
+    return tree
 
 
 def describe_options() -> str:

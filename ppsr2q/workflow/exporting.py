@@ -10,7 +10,7 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from ppsr2q.core.config import Config
+from ppsr2q.core.config import Config, without_folders
 from ppsr2q.core.errors import ParityError, UserError
 from ppsr2q.core.files import atomic_folder, load_artifact, save_artifact, tensors_sha256
 from ppsr2q.deploy.onnx_export import TARGETS, OnnxUpscaler, import_package, write_onnx
@@ -137,8 +137,8 @@ def export(config: Config, config_path: str, formats: Sequence[str] = DEFAULT_FO
     expected, bounds = _outputs(student), get_bounds(student)
     tolerance = graph_tolerance(student, expected)
     fuse(student, quantized.tensors)
-    job = _Job(student, quantized.plan, bounds, quantized.origin.metadata, paths(config), rest, target, optimize,
-               expected, tolerance)
+    origin = {**quantized.origin.metadata, "config": without_folders(quantized.origin.metadata["config"])}
+    job = _Job(student, quantized.plan, bounds, origin, paths(config), rest, target, optimize, expected, tolerance)
     done = {}
     for name in FORMATS:
         if name in formats:

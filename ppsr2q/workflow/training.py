@@ -8,7 +8,7 @@ from typing import Iterator, Tuple
 import paddle
 
 from ppsr2q.core import distributed
-from ppsr2q.core.config import Config, config_to_dict, flatten
+from ppsr2q.core.config import PATH_OPTIONS, Config, config_to_dict, flatten
 from ppsr2q.core.dashboard import Dashboard
 from ppsr2q.core.errors import UserError
 from ppsr2q.core.files import tensors_sha256
@@ -121,7 +121,8 @@ def calibrate_routing(config: Config, config_path: str, resume: bool = False) ->
     batches = training_batches(config, settings.batch, config.train.lr_patch, config.train.augment)
     trained, now = flatten(quantized.origin.metadata["config"]), flatten(config_to_dict(config))
     metadata = {**provenance(config, quantized.teacher), "rectifiers_sha256": tensors_sha256(quantized.origin.tensors),
-                "trained_otherwise": {key: value for key, value in trained.items() if value != now.get(key)}}
+                "trained_otherwise": {key: value for key, value in trained.items()
+                                      if value != now.get(key) and key not in PATH_OPTIONS}}
     result = _run(config, stage, batches, _trainer_settings(config, settings.iterations), metadata, resume)
     if distributed.is_main():
         save_table(quantized.student, paths(config)["table"], metadata, quantized.changed())

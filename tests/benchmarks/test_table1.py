@@ -7,10 +7,14 @@ from pathlib import Path
 import cv2
 import pytest
 
-from benchmarks import table1
+from benchmarks import runs, table1
 from ppsr2q import deploy
+from ppsr2q.core.config import load_config
 from ppsr2q.data.embedded import write_embedded
+from ppsr2q.deploy.packed import read_packed
 from ppsr2q.evaluation.records import read_records, write_record
+from ppsr2q.workflow.evaluating import measure
+from tests.shared import shared_path
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["calib.images=1", "calib.lr_patch=16", "train.iterations=2", "train.batch=1", "train.lr_patch=16",
@@ -30,7 +34,7 @@ def _record(folder, weights):
 
 
 def test_a_row_says_what_was_trained_and_what_the_paper_has(tmp_path):
-    _record(tmp_path, table1.OFFICIAL_WEIGHTS[2])
+    _record(tmp_path, runs.OFFICIAL_WEIGHTS[2])
     text = table1.render(tmp_path)
     assert ("| W4A4, best (fine-tuned), 77 iterations of batch 4 at LR 32x32, 0.77 MB | 37.81 (37.72) | "
             "not run (33.27) | not run (31.94) | not run (31.53) | not run | not run |") in text
@@ -58,6 +62,29 @@ def test_the_smallest_run_goes_down_to_two_bits_and_leaves_models_that_give_its_
     assert sizes[0] > sizes[1]  # 4 bits, 2 bits
     model = deploy.load(results / "x2_w2a2_fine-tuned.safetensors")
     assert model.scale == 2 and records["x2_w2a2_fine-tuned"]["seconds"] > 0
+
+
+COMMITTED = sorted(path.stem for path in table1.RESULTS.glob("*.json"))
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_committed_models_are_those_of_their_records(name):
+    record, path = read_records(table1.RESULTS)[name], table1.RESULTS / f"{name}.safetensors"
+    scale, bits = int(name[1]), int(name[name.index("w") + 1])
+    assert path.stat().st_size == record["results"]["bytes"] < 3e6
+    assert record["fingerprint"] == table1.fingerprint(scale, bits, runs.OFFICIAL_WEIGHTS[scale])
+    model = read_packed(path)
+    assert model.architecture["scale"] == scale and {q.bits for q in model.quantizers.values()} == {bits}
+    assert model.metadata["weights_sha256"] == runs.OFFICIAL_WEIGHTS[scale]
+
+
+def test_a_committed_model_gives_the_recorded_psnr():
+    """To 0.05 dB: between instruction sets a value within rounding of a threshold may get another code."""
+    name = "x2_w4a4_fine-tuned"
+    config = load_config(None, [f"data.root={shared_path('data')}"])
+    model = deploy.load(table1.RESULTS / f"{name}.safetensors")
+    found = measure(config, model.upscale, model.scale, ["Set5"])["Set5"]["psnr_y"]
+    assert found == pytest.approx(read_records(table1.RESULTS)[name]["results"]["Set5"]["psnr_y"], abs=0.05)
 
 
 @pytest.mark.parametrize("options, message", [

@@ -93,6 +93,13 @@ def test_the_packed_model_is_the_fused_network_bit_for_bit(exported, out):
             assert np.array_equal(weights[name].numpy(), value.numpy()), name
 
 
+def test_files_that_are_given_away_name_no_folder(exported, out, data):
+    from ppsr2q.core.files import load_artifact
+    for name in ("fused", "model", "torch"):
+        said = json.dumps(load_artifact(out / f"{name}.safetensors").metadata)
+        assert str(out.parent) not in said and str(data.parent) not in said and f'"output_dir": "{out.name}"' in said
+
+
 def test_half_precision_answers_nearly_alike(exported, options, out, data, tmp_path):
     full = out / "model.safetensors"
     kept, size = full.read_bytes(), full.stat().st_size
