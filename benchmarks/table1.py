@@ -139,13 +139,13 @@ def render(results: Path = RESULTS) -> str:
     for scale in SCALES:
         rows = []
         for bits in BITS:
+            mark, papers = fingerprint(scale, bits, runs.OFFICIAL_WEIGHTS[scale]), dict(zip(SETS, PAPER[scale][bits]))
             for recipe in RECIPES:
                 name = run_name(scale, bits, recipe)
-                papers = dict(zip(SETS, PAPER[scale][bits]))
                 measured = records[name]["results"] if name in records else ()
                 rows.append((_label(bits, recipe, records.get(name)),
-                             [Cell(name if key in measured else "", (key, "psnr_y"), papers.get(key),
-                                   fingerprint(scale, bits, runs.OFFICIAL_WEIGHTS[scale])) for key in SETS]))
+                             [Cell(name if key in measured else "", (key, "psnr_y"), papers.get(key), mark)
+                              for key in SETS]))
         lines.append(render_table([f"x{scale}", *SETS], rows, records))
         lines += [f"{network}, as published: " + ", ".join(f"{key} {value:.2f}" for key, value in zip(SETS, values))
                   for network, values in SMALL[scale].items()] + [""]

@@ -204,8 +204,9 @@ def _bits(value: Any, optional: bool) -> Optional[int]:
 
 def _entry(value: Any) -> PlanEntry:
     _expect_keys(value, ("pattern", "rectifier", "one_sided", "fixed", "parameter", "source"))
-    if not isinstance(value["pattern"], str) or len(value["pattern"]) > MAX_PATTERN or not all(isinstance(value[key], (str, type(None)))
-                                                        for key in ("parameter", "source")):
+    texts = isinstance(value["pattern"], str) and all(isinstance(value[key], (str, type(None)))
+                                                      for key in ("parameter", "source"))
+    if not texts or len(value["pattern"]) > MAX_PATTERN:
         raise ValueError(f"pattern (at most {MAX_PATTERN} characters), parameter and source of an entry must be text")
     if type(value["rectifier"]) is not bool or type(value["one_sided"]) is not bool:
         raise ValueError("rectifier and one_sided of an entry must be true or false")

@@ -248,7 +248,12 @@ def load_fused(path: Union[str, Path], routing: str = "argmax", routing_seed: in
     Raises:
         UserError: damaged file, or one whose arrays do not fit the architecture and plan that it names.
     """
-    artifact = load_artifact(path, FUSED_KIND)
+    return network_of_fused(load_artifact(path, FUSED_KIND), path, routing, routing_seed)
+
+
+def network_of_fused(artifact: Artifact, path: Union[str, Path], routing: str = "argmax",
+                     routing_seed: int = 0) -> nn.Layer:
+    """:func:`load_fused` of a file that has been read."""
     architecture = artifact.metadata["architecture"]
     if architecture["name"] not in ARCHITECTURES:
         raise UserError(f"{path}: unknown architecture {architecture['name']!r}; known: {', '.join(ARCHITECTURES)}")
@@ -292,7 +297,7 @@ def pack_fused(path: Union[str, Path]) -> PackedModel:
     _, bounds = split_fused_state(artifact.tensors)
     plan = Plan.from_description(artifact.metadata["plan"], str(path))
     metadata = {key: value for key, value in artifact.metadata.items() if key not in ("plan", "architecture")}
-    return pack(load_fused(path), artifact.metadata["architecture"], plan, bounds, metadata)
+    return pack(network_of_fused(artifact, path), artifact.metadata["architecture"], plan, bounds, metadata)
 
 
 def upscaler(network: nn.Layer):

@@ -10,7 +10,7 @@ from ppsr2q.core.errors import UserError
 from ppsr2q.core.files import load_artifact
 from ppsr2q.spr2q.fuse import FUSED_KIND
 from ppsr2q.workflow.exporting import load_calibrated, mean_gate_student
-from ppsr2q.workflow.networks import build_network, build_quantized, check_quantizers, load_fused
+from ppsr2q.workflow.networks import build_network, build_quantized, check_quantizers, network_of_fused
 from ppsr2q.workflow.paths import paths, require_stage
 from ppsr2q.workflow.starting import load_searched_bounds
 from ppsr2q.workflow.training import load_trained
@@ -27,8 +27,9 @@ def _searched(config: Config, config_path: str) -> nn.Layer:
 def _fused(config: Config, config_path: str) -> nn.Layer:
     path = paths(config)["fused"]
     require_stage(path, "export", config_path)
-    check_quantizers(load_artifact(path, FUSED_KIND), config, path)
-    return load_fused(path, config.model.routing, config.model.routing_seed)
+    artifact = load_artifact(path, FUSED_KIND)
+    check_quantizers(artifact, config, path)
+    return network_of_fused(artifact, path, config.model.routing, config.model.routing_seed)
 
 
 def network_of_stage(config: Config, config_path: str, stage: Optional[str] = None) -> nn.Layer:
