@@ -3,9 +3,11 @@
   python benchmarks/table1.py --run --scale 2 --bits 4,2,1 --weights W.pdparams --data DATA [--schedule reduced]
   python benchmarks/table1.py --render
 
-4 bits begin with searched bounds, 2 and 1 bit with the result of the next higher width. A run goes on from whatever it
-has left under --output whenever it was stopped (--budget MINUTES stops it cleanly). What it ends with is a packed model
-and a record beside each other under --results; the PSNR is that of the packed model in the integer runtime:
+4 bits begin with searched bounds, 2 and 1 bit with the result of the next higher width, or, as a further piece of
+training, with what --from names (give another --output, and --schedule further for gentler rates and larger crops). A
+run goes on from whatever it has left under --output whenever it was stopped (--budget MINUTES stops it cleanly). What
+it ends with is a packed model and a record beside each other under --results; the PSNR is that of the packed model in
+the integer runtime, and test sets can be added later without the run:
 
   python tools/evaluate.py --engine runtime --model benchmarks/results/table1/x2_w4a4_fine-tuned.safetensors \\
       -o data.root=DATA --sets Set5
@@ -20,14 +22,14 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import runs  # noqa: E402
 from ppsr2q.core.config import Config, config_to_dict, load_config  # noqa: E402
 from ppsr2q.core.errors import UserError  # noqa: E402
-from ppsr2q.core.files import atomic_path  # noqa: E402
+from ppsr2q.core.files import atomic_path, load_artifact  # noqa: E402
 from ppsr2q.data.datasets import TestSet  # noqa: E402
 from ppsr2q.evaluation.evaluator import PROTOCOL  # noqa: E402
 from ppsr2q.evaluation.records import Cell, fingerprint_of, read_records, render_table, write_record  # noqa: E402
@@ -40,10 +42,14 @@ STARTS = {2: 4, 1: 2}  # width -> the one whose result it begins with
 SETS = ("Set5", "Set14", "B100", "Urban100", "B20", "Urban20")
 #: what learns beside bounds and rectifiers; the paper's method is the first
 RECIPES = {"rectifiers-only": ["train.finetune=none"], "fine-tuned": []}
-#: of stage 1, in options; ``reduced`` has as many updates as fit into half an hour on 2 cores, of half as many crops
+#: of stage 1, in options; ``reduced`` has as many updates as fit into half an hour on 2 cores, of half as many crops;
+#: ``further`` is for a second piece, on larger crops at half the rates
 SCHEDULES = {
     "full": [],
     "reduced": ["train.iterations=1800", "train.batch=4", "train.final_lr_patch=48", "train.final_batch=2"],
+    "further": ["train.iterations=1200", "train.batch=4", "train.lr_patch=48", "train.warmup=0",
+                "train.final_share=0.2", "train.final_batch=2", "train.lr_bounds=5.0e-4", "train.lr_rectifier=1.0e-3",
+                "train.lr_latent=4.0e-4", "train.lr_float=2.0e-4", "route_calib.batch=4"],
 }
 #: PSNR-Y/dB on SETS[:4]. The paper's: SPR²Q by scale and bits
 PAPER = {
@@ -60,15 +66,17 @@ def run_name(scale: int, bits: int, recipe: str) -> str:
 
 
 def run_config(scale: int, bits: int, recipe: str, schedule: Sequence[str] = (), weights: str = "",
-               data: Path = Path(), output: Path = Path("output/table1")) -> Config:
+               data: Path = Path(), output: Path = Path("output/table1"), start: Optional[Path] = None) -> Config:
     """The config of one run; without weights and data it still tells the plan.
 
     Args:
         schedule: options on top of the config's.
+        start: ``rectifiers.safetensors`` to begin with; by default that of the next higher width under ``output``.
     """
     options = [*schedule, *RECIPES[recipe], f"output_dir={output / run_name(scale, bits, recipe)}"]
-    if bits in STARTS:
+    if start is None and bits in STARTS:
         start = output / run_name(scale, STARTS[bits], recipe) / "rectifiers.safetensors"
+    if start is not None:
         options.append(f"train.start_from={start}")
     if weights:
         options += [f"model.weights={weights}", f"data.train={data / 'train'}", f"data.root={data}"]
@@ -84,40 +92,66 @@ def fingerprint(scale: int, bits: int, weights_sha256: str) -> str:
 
 
 def run(scale: int, bits: int, recipe: str, schedule: Sequence[str], weights: str, data: Path, sets: Sequence[str],
-        output: Path, results: Path) -> None:
-    """Train, export and measure one network; sets that its record already holds are not measured again.
+        output: Path, results: Path, start: Optional[Path] = None) -> None:
+    """Train, export and measure one network; sets that its record already holds are not measured again, and further
+    ones are measured with the model beside it.
 
     A record of another schedule, plan or other weights is replaced, its model too.
+
+    Args:
+        start: as for :func:`run_config`.
     """
     from ppsr2q.workflow.evaluating import load_upscaler, measure
-    from ppsr2q.workflow.exporting import export
-    from ppsr2q.workflow.training import calibrate_routing, train
-    config = run_config(scale, bits, recipe, schedule, weights, data, output)
-    config_path, name = CONFIG.format(scale=scale, bits=bits), run_name(scale, bits, recipe)
-    mark = fingerprint(scale, bits, runs.weights_hash(config))
+    config = run_config(scale, bits, recipe, schedule, weights, data, output, start)
+    name = run_name(scale, bits, recipe)
+    model, mark = results / f"{name}.safetensors", fingerprint(scale, bits, runs.weights_hash(config))
     steps = json.loads(json.dumps({key: config_to_dict(config)[key] for key in ("quant", "calib", "loss", "train",
                                                                                 "route_calib")}))
     steps["train"].pop("start_from")
     known = read_records(results).get(name)
-    measured = known["results"] if known and (known["fingerprint"], known["schedule"]) == (mark, steps) else {}
+    current = (known is not None and known["fingerprint"] == mark and model.exists()
+               and _same(known["schedule"], steps, start))
+    measured = known["results"] if current else {}
     missing = [key for key in sets if key not in measured]
     if not missing:
         return
     for key in missing:
         TestSet(data, key, scale)  # a missing one is named before hours of training
+    if current:
+        source, steps, seconds = model, known["schedule"], known["seconds"]
+    else:
+        source, steps["earlier"] = _make(config, CONFIG.format(scale=scale, bits=bits))
+        seconds = runs.trained_seconds(config)
+    found = measure(config, *load_upscaler(config, None, str(source), None, "runtime"), missing)
+    if not current:
+        with atomic_path(model) as temporary:
+            shutil.copyfile(source, temporary)
+    write_record(results / f"{name}.json", f"MambaIRv2-light x{scale}, {bits} bits, best ({recipe})",
+                 {**measured, "bytes": model.stat().st_size,
+                  **{key: {k: found[key][k] for k in ("psnr_y", "ssim_y")} for key in missing}},
+                 how=f"benchmarks/table1.py --run --scale {scale} --bits {bits} --recipe {recipe}, options "
+                     + " ".join(schedule), seconds=seconds, seed=config.seed,
+                 protocol=found["protocol"], fingerprint=mark, schedule=steps)
+    print(f"{name}: " + "  ".join(f"{key} {found[key]['psnr_y']:.2f}" for key in missing), flush=True)
+
+
+def _same(known: Mapping[str, Any], steps: Mapping[str, Any], start: Optional[Path]) -> bool:
+    """Whether a record's schedule is the one asked for; where it began counts only where ``start`` was asked for."""
+    from ppsr2q.workflow.starting import pieces
+    if start is not None and known.get("earlier") != pieces(load_artifact(start)):
+        return False
+    return {**known, "earlier": None} == {**steps, "earlier": None}
+
+
+def _make(config: Config, config_path: str) -> Tuple[Path, List[Dict[str, Any]]]:
+    """Stages 1 to 3: (the packed model, the pieces of training before this run's)."""
+    from ppsr2q.workflow.exporting import export
+    from ppsr2q.workflow.paths import paths
+    from ppsr2q.workflow.training import calibrate_routing, train
     train(config, resume=True)
     calibrate_routing(config, config_path, resume=True)
     packed = export(config, config_path, ["packed"], rest="float16")["packed"]
-    found = measure(config, *load_upscaler(config, None, str(packed.path), None, "runtime"), missing)
-    with atomic_path(results / f"{name}.safetensors") as temporary:
-        shutil.copyfile(packed.path, temporary)
-    write_record(results / f"{name}.json", f"MambaIRv2-light x{scale}, {bits} bits, best ({recipe})",
-                 {**measured, "bytes": packed.size,
-                  **{key: {k: found[key][k] for k in ("psnr_y", "ssim_y")} for key in missing}},
-                 how=f"benchmarks/table1.py --run --scale {scale} --bits {bits} --recipe {recipe}, options "
-                     + " ".join(schedule), seconds=runs.trained_seconds(config), seed=config.seed,
-                 protocol=found["protocol"], fingerprint=mark, schedule=steps)
-    print(f"{name}: " + "  ".join(f"{key} {found[key]['psnr_y']:.2f}" for key in missing), flush=True)
+    return packed.path, load_artifact(paths(config)["rectifiers"]).metadata.get("earlier", [])
 
 
 def _label(bits: int, recipe: str, record: Optional[Mapping[str, Any]]) -> str:
@@ -125,9 +159,11 @@ def _label(bits: int, recipe: str, record: Optional[Mapping[str, Any]]) -> str:
     label = f"W{bits}A{bits}, best ({recipe}){start}"
     if record is None:
         return label
-    steps = record["schedule"]["train"]
-    return (f"{label}, {steps['iterations']} iterations of batch {steps['batch']} at LR {steps['lr_patch']}x"
-            f"{steps['lr_patch']}, {record['results']['bytes'] / 1e6:.2f} MB")
+    steps = record["schedule"]
+    before = [piece for piece in steps.get("earlier", []) if piece["bits"] == bits]
+    trained = " + ".join(f"{piece['iterations']:,} iterations of batch {piece['batch']} at LR "
+                         f"{piece['lr_patch']}x{piece['lr_patch']}" for piece in [*before, steps["train"]])
+    return f"{label}, {trained}, {record['results']['bytes'] / 1e6:.2f} MB"
 
 
 def render(results: Path = RESULTS) -> str:
@@ -161,6 +197,8 @@ def main() -> None:
     parser.add_argument("--recipe", choices=sorted(RECIPES), default="fine-tuned", help="default: %(default)s")
     parser.add_argument("--schedule", choices=sorted(SCHEDULES), default="full", help="default: %(default)s")
     parser.add_argument("--iterations", type=int, help="of stage 1, instead of the schedule's")
+    parser.add_argument("--from", dest="start", type=Path, metavar="RECTIFIERS",
+                        help="rectifiers.safetensors of another run to begin with; --bits must then name one width")
     parser.add_argument("--sets", default=",".join(SETS[:4]), help="test sets under DATA (default: %(default)s)")
     parser.add_argument("--budget", type=float, metavar="MINUTES", help="stop cleanly after that time")
     parser.add_argument("--weights", help="full-precision checkpoint of the scale")
@@ -172,6 +210,8 @@ def main() -> None:
     sets = runs.choose(arguments.sets, SETS, "sets")
     if not (arguments.run or arguments.render):
         raise UserError("give --run, --render or both")
+    if arguments.start and len(bits) > 1:
+        raise UserError(f"--from begins one run, but --bits {arguments.bits} asks for {len(bits)}")
     cli.prepare(load_config())
     if arguments.run:
         if arguments.weights is None or arguments.data is None:
@@ -183,7 +223,7 @@ def main() -> None:
             schedule.append(f"train.iterations={arguments.iterations}")
         for width in bits:
             run(arguments.scale, width, arguments.recipe, schedule, arguments.weights, arguments.data, sets,
-                arguments.output, arguments.results)
+                arguments.output, arguments.results, arguments.start)
         print(f"done in {(time.monotonic() - started) / 60:.0f} min", flush=True)
     text = render(arguments.results)
     if arguments.render:

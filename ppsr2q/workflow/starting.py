@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Optional
+from typing import Dict, List, Optional
 
 import numpy as np
 import paddle
@@ -99,6 +99,15 @@ def start_artifact(config: Config, quantized: Quantized) -> Optional[Artifact]:
     artifact = load_artifact(path, RECTIFIERS_KIND)
     check_origin(artifact, config, quantized.teacher, path, other_quantizers=True)
     return artifact
+
+
+def pieces(start: Artifact) -> List[Dict[str, int]]:
+    """What was trained before a run that begins with ``start``: bits, iterations, batch and crops of every run, oldest
+    first."""
+    options = start.metadata["config"]
+    return [*start.metadata.get("earlier", []),
+            {"bits": options["quant"]["bits"],
+             **{key: options["train"][key] for key in ("iterations", "batch", "lr_patch")}}]
 
 
 def _load_start(config: Config, quantized: Quantized) -> None:

@@ -22,7 +22,7 @@ from ppsr2q.spr2q.routing_table import RECTIFIERS_KIND, load_rectifiers, save_re
 from ppsr2q.workflow.batches import Validation, calibration_batch, final_start, phased_batches, training_batches
 from ppsr2q.workflow.networks import Quantized, build_quantized, load_folded, provenance
 from ppsr2q.workflow.paths import checkpoint_path, paths, require_stage
-from ppsr2q.workflow.starting import add_rectifiers, begin, start_artifact
+from ppsr2q.workflow.starting import add_rectifiers, begin, pieces, start_artifact
 
 
 def _trainer_settings(config: Config, iterations: int, warmup: int = 0, average_last: int = 0) -> TrainerSettings:
@@ -72,7 +72,7 @@ def train(config: Config, resume: bool = False) -> TrainResult:
     student, metadata = quantized.student, provenance(config, quantized.teacher)
     start = start_artifact(config, quantized)
     if start is not None:
-        metadata["start_sha256"] = tensors_sha256(start.tensors)
+        metadata.update(start_sha256=tensors_sha256(start.tensors), earlier=pieces(start))
     begin(config, quantized, start, resume)
     rates = {"bounds": train.lr_bounds, "rectifiers": train.lr_rectifier, "gates": train.lr_gate,
              "latent": train.lr_latent, "float": train.lr_float}

@@ -1,5 +1,6 @@
 """Table 1: what its rows say, what is stale, and its smallest run."""
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,19 @@ def test_the_smallest_run_goes_down_to_two_bits_and_leaves_models_that_give_its_
     model = deploy.load(results / "x2_w2a2_fine-tuned.safetensors")
     assert model.scale == 2 and records["x2_w2a2_fine-tuned"]["seconds"] > 0
 
+    first = tmp_path / "runs" / "x2_w4a4_fine-tuned" / "rectifiers.safetensors"
+    table1.run(2, 4, "fine-tuned", TINY, "embedded", data, ["Embedded"], tmp_path / "further", results, first)
+    steps = read_records(results)["x2_w4a4_fine-tuned"]["schedule"]
+    assert steps["earlier"] == [{"bits": 4, "iterations": 2, "batch": 1, "lr_patch": 16}]
+    assert "2 iterations of batch 1 at LR 16x16 + 2 iterations of batch 1 at LR 16x16" in table1.render(results)
+
+    (data / "Embedded").rename(data / "Other")
+    shutil.rmtree(tmp_path / "further")  # a set measured later needs the model alone
+    table1.run(2, 4, "fine-tuned", TINY, "embedded", data, ["Other"], tmp_path / "further", results, first)
+    record = read_records(results)["x2_w4a4_fine-tuned"]
+    assert record["schedule"] == steps and record["results"]["Other"] == record["results"]["Embedded"]
+    assert not (tmp_path / "further").exists()
+
 
 COMMITTED = sorted(path.stem for path in table1.RESULTS.glob("*.json"))
 
@@ -88,7 +102,8 @@ def test_a_committed_model_gives_the_recorded_psnr():
 
 
 @pytest.mark.parametrize("options, message", [
-    (["--run"], "--run needs --weights"), (["--render", "--bits", "3"], "unknown '3'; known: 4, 2, 1"), ([], "give --run")])
+    (["--run"], "--run needs --weights"), (["--render", "--bits", "3"], "unknown '3'; known: 4, 2, 1"), ([], "give --run"),
+    (["--run", "--bits", "4,2", "--from", "x"], "asks for 2")])
 def test_what_it_cannot_do_it_says(options, message):
     done = subprocess.run([sys.executable, "benchmarks/table1.py", *options], text=True, capture_output=True, check=False,
                           env=dict(os.environ))

@@ -52,6 +52,7 @@ def test_the_ladder_starts_where_the_wider_run_ended_and_ships_what_was_fine_tun
     train(config)
     before, after = (load_artifact(paths(c)["rectifiers"]) for c in (eight, config))
     assert after.metadata["start_sha256"] and set(before.tensors) == set(after.tensors)
+    assert [piece["bits"] for piece in after.metadata["earlier"]] == [8] and "earlier" not in before.metadata
     names = [name for name in before.tensors if not name.startswith("bounds/")]
     assert any(name.startswith("parameters/") for name in names)
     for name in names:
