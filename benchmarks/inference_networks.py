@@ -53,8 +53,8 @@ def make_networks(folder: Path, names: Sequence[str], weights: Optional[str], gi
     for name in names:
         wanted = NETWORKS[name]
         path, quality = (folder / part / f"{name}.safetensors" for part in ("", "quality"))
-        source = given / path.name if given is not None else None
-        if source is not None and source.is_file():
+        source = _given(given, name)
+        if source is not None:
             _check(source, wanted)
             quality.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, path)
@@ -66,6 +66,12 @@ def make_networks(folder: Path, names: Sequence[str], weights: Optional[str], gi
         write_packed(path, model if model.architecture["scale"] == SCALE else enlarged(model))
         origins[name] = "full precision" if wanted.bits is None else "bounds searched on embedded images, not trained"
     return origins
+
+
+def _given(folder: Optional[Path], name: str) -> Optional[Path]:
+    """The packed model of that name in a folder, or the fine-tuned x4 one if the folder is Table 1's."""
+    names = [name, f"x{SCALE}_{name}_fine-tuned"] if folder is not None else []
+    return next((path for path in (folder / f"{stem}.safetensors" for stem in names) if path.is_file()), None)
 
 
 def _check(path: Path, wanted: Network) -> None:

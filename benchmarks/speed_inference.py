@@ -6,8 +6,8 @@ Writes the record, and beside it a Markdown table (.md) and a plot (.png). All e
 process of its own with the same number of threads; peak memory comes from one more process for each. An engine that
 cannot run here is skipped with the reason.
 
-DIR may hold packed x4 models (w8a8.safetensors, w4a4.safetensors, …; int8, fp32): what is missing is made here, its
-bounds searched on embedded images and not trained. Without --weights (a full-precision x4 checkpoint) the x2 network
+DIR may hold packed x4 models (w8a8.safetensors, w4a4.safetensors, …; int8, fp32), or be Table 1's
+(benchmarks/results/table1): what is missing is made here, its bounds searched on embedded images and not trained. Without --weights (a full-precision x4 checkpoint) the x2 network
 that ships with ppsr2q stands in: PSNR losses are its own, and what is timed is the x4 network that doubles its pixels.
 DATA holds Set5; without it PSNR is of embedded images.
 

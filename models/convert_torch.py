@@ -31,6 +31,8 @@ def main(arguments=None) -> int:
         return 2
     source, target = arguments
     try:
+        if not target.endswith(".safetensors"):
+            raise UserError(f"{target}: a safetensors file is written; give it a name that ends in .safetensors")
         try:
             import torch
         except ImportError:

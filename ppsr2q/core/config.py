@@ -1,14 +1,15 @@
 """The options of every tool: one dataclass per section, read from YAML files and ``-o key=value`` overrides.
 
 A file may name others under ``_base_`` (text or list, relative to the file); later ones win over earlier ones
-and the file itself over all. Paths in values stay as written: they are relative to the working directory.
+and the file itself over all. Paths in values stay as written, relative to the working directory, but for a leading ``~``.
 """
 from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import yaml
 
@@ -77,7 +78,8 @@ class RectifierConfig:
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
     feature_weight: float = option(5.0, "weight of the feature loss (lambda)", low=0)
-    feature_norm: str = option("l2", "divide features by their L2 norm first", choices=("none", "l2"))
+    feature_norm: str = option("l2", "divide features by nothing, each by its own L2 norm, or both by the teacher's",
+                               choices=("none", "l2", "teacher"))
     feature_reduction: str = option("sum", "over tokens and channels", choices=("sum", "mean"))
     route_weight: float = option(0.0, "weight of the cross-entropy of the routing to the teacher's classes", low=0)
     truth_weight: float = option(0.0, "weight of the L1 distance to ground truth in the final phase", low=0)
@@ -99,6 +101,8 @@ class TrainConfig:
     lr_float: float = option(1e-4, "learning rate of floating-point parameters", low=0)
     teacher_routing: float = option(0.0, "first share of the steps in which the student routes as its teacher", low=0,
                                     high=1)
+    student_routing: bool = option(False, "in all others the teacher routes as the student, so that both answer in one "
+                                   "order")
     final_share: float = option(0.0, "last share of the steps with their own crops, and ground truth", low=0, high=1)
     final_lr_patch: int = option(64, "side of a low-resolution crop in the final phase", low=8)
     final_batch: int = option(8, "crops per micro-batch and process in the final phase", low=1)
@@ -183,7 +187,7 @@ def load_config(path: Optional[Union[str, Path]] = None, overrides: Sequence[str
     tree = _read_file(Path(path), ()) if path is not None else {}
     for text in overrides:
         tree = _merge(tree, _read_override(text))
-    return build(tree, Config)
+    return build(_map_paths(tree, os.path.expanduser), Config)
 
 
 def config_from_dict(tree: Mapping[str, Any], source: str) -> Config:
@@ -217,12 +221,17 @@ PATH_OPTIONS = ("output_dir", "model.weights", "data.root", "data.train", "train
 
 def without_folders(tree: Mapping[str, Any]) -> Dict[str, Any]:
     """A config as plain data, for files that are given away: paths are reduced to their last part."""
+    return _map_paths(tree, lambda path: Path(path).name)
+
+
+def _map_paths(tree: Mapping[str, Any], change: Callable[[str], str]) -> Dict[str, Any]:
+    """A copy of a nested dict with every given path option changed."""
     tree = copy.deepcopy(dict(tree))
     for option_name in PATH_OPTIONS:
         section_name, _, key = option_name.rpartition(".")
         values = tree.get(section_name, {}) if section_name else tree
         if isinstance(values.get(key), str):
-            values[key] = Path(values[key]).name
+            values[key] = change(values[key])
     return tree
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import paddle
 
 from ppsr2q import ops
+from ppsr2q.ops.distance import SMALLEST_NORM
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,8 @@ class LossSettings:
     Attributes:
         feature_weight: λ.
         feature_norm: ``l2``: both features are divided by their own detached L2 norm per sample over tokens and
-            channels (2DQuant); ``none``: as they are (Eq. 5).
+            channels (2DQuant); ``none``: as they are (Eq. 5); ``teacher``: both by the teacher's norm, so that the
+            student's length counts (with its own norm detached, the gradient always shortens the student's features).
         feature_reduction: over tokens and channels, ``sum`` or ``mean``; always the mean over samples and blocks.
         route_weight: of the cross-entropy of the student's routing to its teacher's classes.
         truth_weight: of the mean absolute difference to ground truth, in batches that carry it.
@@ -37,7 +39,10 @@ def pixel_loss(student: paddle.Tensor, teacher: paddle.Tensor) -> paddle.Tensor:
 
 def feature_loss(student: paddle.Tensor, teacher: paddle.Tensor, settings: LossSettings) -> paddle.Tensor:
     """Squared difference of one block's features (B, tokens, C), scalar; the teacher's are constant."""
-    distance = ops.feature_distance(student, teacher, unit=settings.feature_norm == "l2").mean()
+    distance = ops.feature_distance(student, teacher, unit=settings.feature_norm == "l2")
+    if settings.feature_norm == "teacher":
+        distance = distance / paddle.clip((teacher * teacher).sum(list(range(1, teacher.ndim))), min=SMALLEST_NORM**2)
+    distance = distance.mean()
     return distance / np.prod(student.shape[1:]) if settings.feature_reduction == "mean" else distance
 
 

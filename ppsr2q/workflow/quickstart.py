@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import time
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
@@ -98,12 +99,18 @@ def _summary(config: Config, table: Dict[str, Any], output: Path, packed: List[W
     return "\n".join(lines + [
         "", f"look at      {output / 'side_by_side.png'}",
         f"watch        visualdl --logdir {output}",
-        *(f"to ship      {model.path}, {model.size:,} bytes" for model in packed), "", "go on with",
+        *(f"to ship      {model.path}, {model.size:,} bytes" for model in packed), "", "go on with", *_activation(),
         f"  python tools/predict.py --engine runtime --model {packed[0].path} YOUR_IMAGES enlarged/",
         f"  python tools/evaluate.py --engine runtime --model {packed[0].path} -o data.root={output / 'data'} "
         f"--sets {TEST_SET}",
         "  python tools/train.py -c configs/mambairv2_light_x2_w4a4_short.yml -o model.weights=embedded "
         "-o data.train=YOUR_TRAINING_IMAGES"])
+
+
+def _activation() -> List[str]:
+    """tools/quickstart.sh activates its environment for itself only."""
+    venv = os.environ.get("VIRTUAL_ENV")
+    return [f"  source {os.path.relpath(venv)}/bin/activate"] if venv else []
 
 
 def main() -> None:

@@ -51,6 +51,8 @@ def test_given_models_are_taken_and_wrong_ones_named(tmp_path):
     write_packed(given / "w4a4.safetensors", model)
     assert make_networks(tmp_path, ["w4a4"], None, given, _images(tmp_path), True) == {"w4a4": "given: w4a4.safetensors"}
     assert read_packed(tmp_path / "w4a4.safetensors").quantizers == model.quantizers
+    trained = make_networks(tmp_path, ["w4a4"], None, ROOT / "benchmarks" / "results" / "table1", _images(tmp_path), True)
+    assert trained == {"w4a4": "given: x4_w4a4_fine-tuned.safetensors"}
 
 
 def _images(folder):

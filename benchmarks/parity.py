@@ -1,0 +1,115 @@
+"""How near the integer runtime comes to the network that Paddle simulates: PSNR and pixels of whole test sets.
+
+  python benchmarks/parity.py --model MODEL.safetensors --data DATA --json parity.json [--sets Set5,B100]
+
+Layer by layer the two give the same codes but for values within float rounding of a threshold
+(tests/deploy/test_runtime.py). End to end such a code can send a pixel to another class of the routing, which moves all
+pixels after it in the scan: hence a distribution of differences instead of one bound. Writes the record, and beside it a
+Markdown table (.md).
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any, Dict, Mapping, Optional
+
+import numpy as np
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from ppsr2q import deploy  # noqa: E402
+from ppsr2q.core.config import load_config  # noqa: E402
+from ppsr2q.core.errors import UserError  # noqa: E402
+from ppsr2q.core.files import atomic_path  # noqa: E402
+from ppsr2q.data.datasets import TestSet  # noqa: E402
+from ppsr2q.evaluation.evaluator import PROTOCOL, evaluate  # noqa: E402
+from ppsr2q.evaluation.records import write_record  # noqa: E402
+from ppsr2q.workflow import cli  # noqa: E402
+from ppsr2q.workflow.progress import Progress  # noqa: E402
+
+#: set -> dB that the mean PSNR may differ by
+LIMITS = {"Set5": 0.02, "B100": 0.01}
+#: label -> the least and the largest difference it counts, in 8-bit levels
+CLASSES = {"0": (0, 0), "1": (1, 1), "2 to 3": (2, 3), "4 to 7": (4, 7), "8 or more": (8, 255)}
+
+
+def histogram(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """int64 (256,): how many values of two uint8 images of one shape differ by 0, 1, ... 255."""
+    return np.bincount(np.abs(first.astype(np.int16) - second).ravel(), minlength=256)
+
+
+def shares(counts: np.ndarray) -> Dict[str, float]:
+    """Label of CLASSES -> share of a :func:`histogram`."""
+    return {label: float(counts[least:largest + 1].sum() / counts.sum()) for label, (least, largest) in CLASSES.items()}
+
+
+def compare(model: str, data: Path, name: str, threads: Optional[int]) -> Dict[str, Any]:
+    """Figures of one test set.
+
+    Raises:
+        UserError: no packed model, or no such test set.
+    """
+    runtime = deploy.load(model, threads)
+    test_set = TestSet(data, name, runtime.scale)
+    from ppsr2q.workflow.networks import load_packed, upscaler  # with Paddle, after the mistakes above
+    progress, outputs, counts = Progress(name, 2 * len(test_set)), {}, np.zeros(256, np.int64)
+
+    def keep(_, pair, output, scores):
+        outputs[pair.name] = output
+        progress.advance()
+
+    def count(_, pair, output, scores):
+        counts[:] += histogram(output, outputs[pair.name])
+        progress.advance()
+
+    ours = evaluate(runtime.upscale, [test_set], keep)[name]
+    paddle = evaluate(upscaler(load_packed(model)), [test_set], count)[name]
+    progress.close()
+    apart = [ours["images"][key]["psnr_y"] - paddle["images"][key]["psnr_y"] for key in ours["images"]]
+    return {"runtime": ours["psnr_y"], "paddle": paddle["psnr_y"], "difference": ours["psnr_y"] - paddle["psnr_y"],
+            "images": {"number": len(apart), "lowest": min(apart), "highest": max(apart)},
+            "shares": shares(counts), "largest": int(np.flatnonzero(counts).max())}
+
+
+def markdown(record: Mapping[str, Any]) -> str:
+    """The report of a record."""
+    lines = [f"{record['what']}; {record['machine']['cpu']}, commit {record['commit']}. Single images: the lowest and the "
+             "highest difference. Values: share of the 8-bit RGB values of all images that differ by so many levels.", "",
+             "| set | runtime, PSNR-Y/dB | Paddle | difference | allowed | single images | " + " | ".join(CLASSES)
+             + " | largest |", "|---|" + "---:|" * (6 + len(CLASSES))]
+    for name, row in record["results"].items():
+        limit = LIMITS.get(name)
+        allowed = "" if limit is None else f"±{limit} {'met' if abs(row['difference']) <= limit else 'missed'}"
+        found = " | ".join(f"{row['shares'][label]:.3%}" for label in CLASSES)
+        lines.append(f"| {name} | {row['runtime']:.3f} | {row['paddle']:.3f} | {row['difference']:+.4f} | {allowed} | "
+                     f"{row['images']['lowest']:+.3f} … {row['images']['highest']:+.3f} | {found} | {row['largest']} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, metavar="FILE", help="packed model")
+    parser.add_argument("--data", type=Path, required=True, help="folder with the test sets")
+    parser.add_argument("--sets", default=",".join(LIMITS), help="default: %(default)s")
+    parser.add_argument("--threads", type=int, help="of the runtime (default: all processors)")
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="record to write (.json)")
+    arguments = parser.parse_args()
+    if arguments.json.suffix != ".json":
+        raise UserError(f"--json {arguments.json}: expected a name that ends in .json")
+    cli.prepare(load_config())
+    started = time.monotonic()
+    results = {name: compare(arguments.model, arguments.data, name, arguments.threads)
+               for name in arguments.sets.split(",")}
+    record = write_record(arguments.json, f"{Path(arguments.model).name}: integer runtime against Paddle", results,
+                          how=f"python benchmarks/parity.py --model MODEL --data DATA --sets {arguments.sets}",
+                          seconds=time.monotonic() - started, protocol=PROTOCOL)
+    text = markdown(record)
+    with atomic_path(arguments.json.with_suffix(".md")) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    cli.run(main)
