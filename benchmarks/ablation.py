@@ -15,6 +15,7 @@ from pathlib import Path
 from ppsr2q.core.config import Config, load_config
 from ppsr2q.core.errors import UserError
 from ppsr2q.core.files import atomic_path
+from ppsr2q.data.datasets import TestSet
 from ppsr2q.evaluation.evaluator import Upscaler
 from ppsr2q.evaluation.records import Cell, fingerprint_of, read_records, render_table, write_record
 from ppsr2q.workflow import cli
@@ -61,6 +62,8 @@ def _upscaler(config: Config, stage: str) -> "tuple[Upscaler, int]":
 def run(weights: str, data: Path, sets: list, output: Path, json_path: Path) -> None:
     """Measure all rows and write the record."""
     from ppsr2q.workflow.evaluating import measure
+    for test_set in sets:
+        TestSet(data, test_set, 2)  # a missing one is named before hours of training
     started, results = time.monotonic(), {}
     for title, folder, options, stage, _ in ROWS:
         config = load_config(CONFIG, [f"model.weights={weights}", f"data.train={data / 'train'}", f"data.root={data}",
@@ -75,12 +78,13 @@ def run(weights: str, data: Path, sets: list, output: Path, json_path: Path) -> 
                  protocol=measured["protocol"], fingerprint=fingerprint_of(schedule=SCHEDULE, config=CONFIG))
 
 
-def render() -> str:
-    """The table from the record in ``results/``, the paper's numbers in brackets."""
-    rows = [(title, [Cell("ablation", (title, "Set5", "psnr_y"), paper), Cell("ablation", (title, "Set5", "ssim_y"),
-                                                                              digits=4)])
+def render(json_path: Path) -> str:
+    """The table from a record, the paper's numbers in brackets."""
+    name = json_path.stem
+    rows = [(title, [Cell(name, (title, "Set5", "psnr_y"), paper), Cell(name, (title, "Set5", "ssim_y"), digits=4)])
             for title, _, _, _, paper in ROWS]
-    return render_table(["MambaIRv2-light x2, 4 bits", "Set5 PSNR-Y/dB (paper)", "SSIM-Y"], rows, read_records(RESULTS))
+    return render_table(["MambaIRv2-light x2, 4 bits", "Set5 PSNR-Y/dB (paper)", "SSIM-Y"], rows,
+                        read_records(json_path.parent))
 
 
 def main() -> None:
@@ -90,16 +94,17 @@ def main() -> None:
     parser.add_argument("--sets", default="Set5", help="test sets (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("output/ablation"), help="default: %(default)s")
     parser.add_argument("--json", type=Path, default=RESULTS / "ablation.json", help="default: %(default)s")
-    parser.add_argument("--render", action="store_true", help="write results/ablation.md from the record")
+    parser.add_argument("--render", action="store_true", help="write the table (.md) beside the record (.json)")
     arguments = parser.parse_args()
     if not arguments.render:
         if arguments.weights is None or arguments.data is None:
             raise UserError("give --weights FILE and --data FOLDER, or --render")
         cli.prepare(load_config(CONFIG))
         run(arguments.weights, arguments.data, arguments.sets.split(","), arguments.output, arguments.json)
-    with atomic_path(RESULTS / "ablation.md") as temporary:
-        temporary.write_text(render() + "\n", encoding="utf-8")
-    print(render())
+    text = render(arguments.json)
+    with atomic_path(arguments.json.with_suffix(".md")) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+    print(text)
 
 
 if __name__ == "__main__":

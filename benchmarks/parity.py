@@ -22,7 +22,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 from ppsr2q import deploy  # noqa: E402
 from ppsr2q.core.config import load_config  # noqa: E402
 from ppsr2q.core.errors import UserError  # noqa: E402
-from ppsr2q.core.files import atomic_path  # noqa: E402
+from ppsr2q.core.files import atomic_path, make_writable  # noqa: E402
 from ppsr2q.data.datasets import TestSet  # noqa: E402
 from ppsr2q.evaluation.evaluator import PROTOCOL, evaluate  # noqa: E402
 from ppsr2q.evaluation.records import write_record  # noqa: E402
@@ -98,6 +98,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.json.suffix != ".json":
         raise UserError(f"--json {arguments.json}: expected a name that ends in .json")
+    make_writable(arguments.json.parent)
     cli.prepare(load_config())
     started = time.monotonic()
     results = {name: compare(arguments.model, arguments.data, name, arguments.threads)

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
 import time
 from pathlib import Path
 from typing import Any, Callable, Dict, Sequence
@@ -11,6 +10,7 @@ from benchmarks import speed_report
 from benchmarks.speed_report import Record
 from ppsr2q.core.environment import usable_processors
 from ppsr2q.core.errors import UserError
+from ppsr2q.core.files import make_writable
 from ppsr2q.evaluation.records import write_record
 
 
@@ -41,11 +41,7 @@ def check(arguments: argparse.Namespace) -> None:
         raise UserError(f"--json {arguments.json}: expected a name that ends in .json")
     if arguments.threads < 1:
         raise UserError(f"--threads {arguments.threads}: expected at least 1")
-    try:  # an earlier report stays until there is a new one
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=arguments.json.parent).close()
-    except OSError as error:
-        raise UserError(f"--json {arguments.json}: cannot be written ({error.strerror or error})") from error
+    make_writable(arguments.json.parent)
 
 
 def measure(arguments: argparse.Namespace, run: Callable[[], Dict[str, Any]], what: str, script: str,

@@ -26,6 +26,7 @@ from benchmarks import runs  # noqa: E402
 from ppsr2q.core.config import Config, config_to_dict, load_config  # noqa: E402
 from ppsr2q.core.errors import UserError  # noqa: E402
 from ppsr2q.core.files import atomic_path  # noqa: E402
+from ppsr2q.data.datasets import TestSet  # noqa: E402
 from ppsr2q.evaluation.evaluator import PROTOCOL  # noqa: E402
 from ppsr2q.evaluation.records import Cell, fingerprint_of, read_records, render_table, write_record  # noqa: E402
 from ppsr2q.workflow import cli  # noqa: E402
@@ -146,6 +147,8 @@ def run_row(key: str, bits: int, seed: int, schedule: str, weights: str, data: P
     missing = [name for name in sets if name not in measured]
     if not missing:
         return
+    for test_set in missing:
+        TestSet(data, test_set, config.model.scale)  # a missing one is named before hours of training
     config_path = CONFIG.format(bits=bits)
     if row.further:
         parent = ROWS[row.further]
@@ -251,6 +254,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = runs.choose(arguments.rows, list(ROWS), "rows")
     bits = [int(n) for n in runs.choose(arguments.bits, ["4", "2"], "bits")]
+    sets = arguments.sets.split(",")
     if not (arguments.run or arguments.render):
         raise UserError("give --run, --render or both")
     if arguments.run:
@@ -262,9 +266,9 @@ def main() -> None:
         for number, key, seed in [(n, k, s) for n in bits for k in rows
                                   for s in seeds_of(ROWS[k], n, arguments.seeds)]:
             run_row(key, number, seed, arguments.schedule, arguments.weights, arguments.data,
-                    arguments.sets.split(","), arguments.output, arguments.results)
+                    sets, arguments.output, arguments.results)
         print(f"done in {(time.monotonic() - started) / 60:.0f} min", flush=True)
-    text = render(arguments.schedule, _weights_hash(arguments.weights), arguments.results)
+    text = render(arguments.schedule, _weights_hash(arguments.weights), arguments.results, sets)
     if arguments.render:
         with atomic_path(arguments.results / f"{arguments.schedule}.md") as temporary:
             temporary.write_text(text, encoding="utf-8")

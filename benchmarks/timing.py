@@ -12,6 +12,7 @@ import traceback
 from pathlib import Path
 from typing import Any, Callable, Container, Dict, Iterator, List, Mapping, Optional, Tuple
 
+from ppsr2q.core.environment import available_memory
 from ppsr2q.core.errors import UserError
 
 REST = 0.5  # seconds after which the threads of a process that did its part no longer spin (OpenMP's: after 0.2)
@@ -59,10 +60,10 @@ def peak_bytes() -> int:
 def limit_memory() -> None:
     """From here on this process may take 90% of the memory that is available now; beyond it allocations fail
     (MemoryError) instead of pushing the machine into its out-of-memory killer. Without /proc: no limit."""
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        taken = _kilobytes(Path("/proc/self/status"), "VmSize")
-        limit = (taken + int(_MEMORY_SHARE * _kilobytes(meminfo, "MemAvailable"))) * 1024
+    available = available_memory()
+    if available is not None:
+        taken = 1024 * _kilobytes(Path("/proc/self/status"), "VmSize")
+        limit = taken + int(_MEMORY_SHARE * available)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 

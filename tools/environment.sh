@@ -1,12 +1,20 @@
-# Sourced by quickstart.sh and test.sh: makes .venv (or $PPSR2Q_VENV) once, installs ppsr2q with its CPU and test
-# extras, and activates it. PYTHON names the interpreter (3.9 to 3.13), PPSR2Q_EXTRAS other extras ("gpu,test").
+# Sourced by quickstart.sh and test.sh: makes .venv (or $PPSR2Q_VENV), installs ppsr2q with its CPU and test extras, and
+# activates it; the next time it only activates. PYTHON names the interpreter (3.9 to 3.13), PPSR2Q_EXTRAS other extras
+# ("gpu,test"); when one of them changes, the environment is made again.
 venv=${PPSR2Q_VENV:-.venv}
-if [ ! -f "$venv/ppsr2q-installed" ]; then
-    "${PYTHON:-python3}" -m venv "$venv"
+python=${PYTHON:-python3}
+wanted="$python ${PPSR2Q_EXTRAS:-cpu,test}"
+if [ "$(cat "$venv/ppsr2q-installed" 2>/dev/null)" != "$wanted" ]; then
+    "$python" -c 'import sys; sys.exit(not (3, 9) <= sys.version_info < (3, 14))' || {
+        echo "error: $python is $("$python" --version 2>&1); PaddlePaddle needs Python 3.9 to 3.13: set PYTHON" >&2
+        exit 2
+    }
+    [ -f "$venv/ppsr2q-installed" ] && rm -rf "$venv"  # only what was made here
+    "$python" -m venv "$venv"
     source "$venv/bin/activate"
     python -m pip install --quiet --upgrade pip
     python -m pip install --quiet -e ".[${PPSR2Q_EXTRAS:-cpu,test}]"
-    touch "$venv/ppsr2q-installed"
+    echo "$wanted" > "$venv/ppsr2q-installed"
 else
     source "$venv/bin/activate"
 fi

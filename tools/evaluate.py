@@ -7,6 +7,7 @@
 FOLDER holds Set5/HR/*, … (tools/prepare_data.py checks it). Missing low-resolution images are made in memory.
 """
 import json
+from pathlib import Path
 
 from ppsr2q.workflow import cli
 
@@ -22,9 +23,11 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", help="also write the results, image by image")
     arguments = parser.parse_args()
     config = cli.configure(arguments, needs_paddle=arguments.engine == "paddle")
-    from ppsr2q.core.files import atomic_path
+    from ppsr2q.core.files import atomic_path, make_writable
     from ppsr2q.evaluation.evaluator import format_results
     from ppsr2q.workflow.evaluating import load_upscaler, measure
+    if arguments.json:
+        make_writable(Path(arguments.json).parent)
     upscale, scale = load_upscaler(config, arguments.config, arguments.model, arguments.stage, arguments.engine,
                                     arguments.threads)
     sets = arguments.sets.split(",") if arguments.sets else config.data.sets

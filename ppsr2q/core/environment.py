@@ -82,6 +82,15 @@ def keep_freed_memory() -> None:
         library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def available_memory() -> Optional[int]:
+    """Bytes that the system can still give without swapping; None where it does not say (no /proc)."""
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.is_file():
+        return None
+    line = next((line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:")), None)
+    return None if line is None else 1024 * int(line.split()[1])
+
+
 def package_version(name: str) -> Optional[str]:
     """Version of an installed package, or None."""
     try:

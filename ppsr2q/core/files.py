@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any, Dict, Iterator, Mapping, Optional, Union
 
@@ -58,6 +59,21 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
     finally:
         if temporary.exists():
             temporary.unlink()
+
+
+def make_writable(folder: PathLike) -> Path:
+    """Make a folder where there is none, and find out now, not after hours, whether files can be written to it.
+
+    Raises:
+        UserError: they cannot.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"{folder}: files cannot be written there ({error.strerror or error})") from error
+    return folder
 
 
 @contextlib.contextmanager

@@ -204,10 +204,9 @@ def _bits(value: Any, optional: bool) -> Optional[int]:
 
 def _entry(value: Any) -> PlanEntry:
     _expect_keys(value, ("pattern", "rectifier", "one_sided", "fixed", "parameter", "source"))
-    texts = isinstance(value["pattern"], str) and all(isinstance(value[key], (str, type(None)))
-                                                      for key in ("parameter", "source"))
-    if not texts or len(value["pattern"]) > MAX_PATTERN:
-        raise ValueError(f"pattern (at most {MAX_PATTERN} characters), parameter and source of an entry must be text")
+    texts = [value[key] for key in ("pattern", "parameter", "source") if key == "pattern" or value[key] is not None]
+    if any(not isinstance(text, str) or len(text) > MAX_PATTERN for text in texts):
+        raise ValueError(f"pattern, parameter and source of an entry must be text of at most {MAX_PATTERN} characters")
     if type(value["rectifier"]) is not bool or type(value["one_sided"]) is not bool:
         raise ValueError("rectifier and one_sided of an entry must be true or false")
     fixed = value["fixed"]

@@ -20,11 +20,10 @@ KIND = "resume"
 _MEAN = "mean"
 _ADAM_STATE = ("moment1", "moment2", "beta1_pow_acc", "beta2_pow_acc")
 # What a resumed run may change: where things lie, how often it reports, what does not touch the iterates. The paths of
-# the weights and of another run to start from may change because their hashes are compared, and so may what stage 2
-# notes about stage 1.
+# the weights, of the images and of another run to start from may change because their hashes are compared, and so may
+# what stage 2 notes about stage 1.
 _FREE = ("run.ppsr2q", "run.versions.*", "run.config.device", "run.config.output_dir", "run.config.model.weights",
-         "run.config.train.start_from", "run.config.data.root", "run.config.data.sets", "run.config.eval.*",
-         "run.trained_otherwise.*",
+         "run.config.train.start_from", "run.config.data.*", "run.config.eval.*", "run.trained_otherwise.*",
          "*.log_every", "*.save_every", "*.validate_every", "*.validation_crops", "*.recompute")
 # Sections that a stage does not read.
 _FREE_IN_STAGE = {"rgt": ("run.config.route_calib.*", "run.config.pretrain.*")}

@@ -186,6 +186,9 @@ class Trainer:
                                    _defaults())
         if resume and distributed.is_main():
             print(f"[{self._stage.name}] nothing to resume at {self._path}: starting at the beginning")
+        if not resume and self._path.exists() and distributed.is_main():
+            print(f"[{self._stage.name}] starting over: {self._path} of an earlier run will be replaced (--resume goes on "
+                  "with it)")
         for parameter in self._parameters:  # ranks may have drawn different starts
             distributed.broadcast_(parameter)
         return RunState()

@@ -7,7 +7,6 @@ from typing import Callable, Dict, List, Optional, Sequence
 
 from ppsr2q.core.errors import UserError
 from ppsr2q.core.files import PathLike
-from ppsr2q.data.bicubic import crop_to_multiple, downsample
 from ppsr2q.data.datasets import (
     files_by_stem, find_hr_folder, lr_folder_of, pair_lr, read_pair, training_split, unpaired_message,
 )
@@ -58,8 +57,11 @@ class DataReport:
 
     @property
     def problems(self) -> List[str]:
-        """Everything that needs a hand; a benchmark that is not there is none."""
+        """Everything that needs a hand; a benchmark that is not there is none, unless all are missing."""
         lines = [line for report in self.sets for line in report.problems]
+        if not any(report.found for report in self.sets) and not lines:
+            lines.append(f"{self.root}: holds none of the test sets {', '.join(report.name for report in self.sets)}; "
+                         f"expected folders like {self.root}/{self.sets[0].name}/HR")
         return lines + (self.training.problems if self.training else [])
 
     def __str__(self) -> str:
@@ -149,8 +151,7 @@ def _check_lr(
     made = 0
     if make_lr:
         for stem in [stem for stem in missing if stem in sound]:
-            low = downsample(crop_to_multiple(read_rgb8(sound[stem]), scale), scale)
-            write_rgb8(folder / f"{stem}x{scale}.png", low)
+            write_rgb8(folder / f"{stem}x{scale}.png", read_pair(stem, sound[stem], None, scale).lr)
             missing.remove(stem)
             made += 1
     if missing or extra:

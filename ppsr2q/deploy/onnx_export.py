@@ -10,6 +10,7 @@ import numpy as np
 
 from ppsr2q.core.errors import UserError
 from ppsr2q.core.files import PathLike, atomic_path
+from ppsr2q.deploy.images import upscale_planar
 from ppsr2q.deploy.packed import PackedModel
 from ppsr2q.deploy.threads import checked_threads
 
@@ -19,11 +20,13 @@ TARGETS = {"ort": (True, np.uint8), "openvino": (True, np.uint8), "tensorrt": (T
 
 
 def import_package(name: str) -> ModuleType:
-    """A package of the extra ``deploy``; UserError where it is missing."""
+    """A package of the extra ``deploy``; UserError where it is missing or does not work."""
     try:
         return importlib.import_module(name)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise UserError(f"this needs the Python package {error.name}: pip install 'ppsr2q[deploy]'") from None
+    except ImportError as error:
+        raise UserError(f"the Python package {name} is installed but cannot be loaded: {error}") from error
 
 
 def to_onnx(model: PackedModel, target: str = "ort", scan_operator: bool = False):
@@ -83,7 +86,7 @@ class OnnxUpscaler:
 
     def upscale(self, image: np.ndarray) -> np.ndarray:
         """float32 (h, w, 3) RGB in [0, 1] -> float32 (scale h, scale w, 3), not clamped."""
-        return self.run(image.transpose(2, 0, 1)[None])[0].transpose(1, 2, 0)
+        return upscale_planar(self.run, image, "ONNX Runtime")
 
 
 def load_upscaler(model: PackedModel, threads: Optional[int] = None, target: str = "ort") -> OnnxUpscaler:

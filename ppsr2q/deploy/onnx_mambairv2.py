@@ -88,15 +88,15 @@ class _Network:
         return self.g.add("Concat", *parts, axis=0)
 
     def _conv(self, image: Value, name: str, group: int = 1) -> Value:
+        """Quantized where the plan says so, then padded with an exact 0."""
+        image = self._point(image, f"{name}.input")
         weight = self._values(f"{name}.weight")
         pad = weight.shape[-1] // 2
         return self.g.add("Conv", image, weight, self._values(f"{name}.bias"), pads=[pad] * 4, group=group,
                           kernel_shape=list(weight.shape[2:]))
 
     def _depthwise(self, tokens: Value, name: str, channels: int) -> Value:
-        """Quantize, then pad with an exact 0."""
-        quantized = self._point(tokens, f"{name}.input")
-        return self._tokens(self._conv(self._image(quantized, channels), name, group=channels), channels)
+        return self._tokens(self._conv(self._image(tokens, channels), name, group=channels), channels)
 
     def _padded(self, image: Value, axis: int) -> Value:
         """Mirrored (edge included) up to a multiple of the window."""

@@ -131,10 +131,11 @@ def describe(architecture: Any, source: str) -> Description:
         UserError: naming ``source``; an architecture or scale that this version does not know.
     """
     known = {name: scales for name, (scales, _) in ARCHITECTURES.items()}
-    name, scale = (architecture.get(key) if isinstance(architecture, dict) else None for key in ("name", "scale"))
+    whole = isinstance(architecture, dict) and set(architecture) == {"name", "scale"}
+    name, scale = (architecture[key] if whole else None for key in ("name", "scale"))
     if not isinstance(name, str) or name not in known or type(scale) is not int or scale not in known[name]:
         choices = ", ".join(f"{name} x{scale}" for name, scales in known.items() for scale in scales)
-        raise UserError(f"{source}: unknown architecture {architecture!r}; known: {choices}")
+        raise UserError(f"{source}: unknown architecture {str(architecture)[:100]}; known: {choices}")
     return ARCHITECTURES[name][1](scale)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from ppsr2q.data.bicubic import upsample
 from ppsr2q.data.datasets import Pair, TestSet
-from ppsr2q.evaluation.metrics import psnr_y, require_finite, ssim_y, to_uint8
+from ppsr2q.evaluation.metrics import check_measurable, psnr_y, require_finite, ssim_y, to_uint8
 
 Upscaler = Callable[[np.ndarray], np.ndarray]
 OnImage = Callable[[str, Pair, np.ndarray, Dict[str, float]], None]
@@ -51,7 +51,9 @@ def evaluate(
     for test_set in test_sets:
         images: Dict[str, Dict[str, float]] = {}
         for pair in test_set:
-            output = _upscaled(upscale, pair, f"{test_set.name}/{pair.name}")
+            label = f"{test_set.name}/{pair.name}"
+            check_measurable(pair.hr, test_set.scale, label)
+            output = _upscaled(upscale, pair, label)
             scores = {
                 "psnr_y": psnr_y(output, pair.hr, test_set.scale),
                 "ssim_y": ssim_y(output, pair.hr, test_set.scale),
@@ -62,6 +64,10 @@ def evaluate(
         means = {key: _mean(images, key) for key in ("psnr_y", "ssim_y")}
         results[test_set.name] = {**means, "images": images}
     results["protocol"] = {"scale": scales.pop(), **PROTOCOL}
+    given = [test_set.name for test_set in test_sets if test_set.lr_folder is not None]
+    if given:
+        results["protocol"]["lr"] = f"as found in LR_bicubic of {', '.join(given)}" + (
+            f"; else {PROTOCOL['lr']}" if len(given) < len(test_sets) else "")
     return results
 
 

@@ -61,16 +61,20 @@ def ssim_y(first: np.ndarray, second: np.ndarray, crop: int) -> float:
     )
 
 
+def check_measurable(image: np.ndarray, crop: int, label: str = "image", smallest: int = SSIM_WINDOW) -> None:
+    """UserError naming ``label`` unless ``smallest`` pixels a side are left of (H, W, 3) without its border."""
+    height, width = image.shape[:2]
+    if min(height, width) - 2 * crop < smallest:
+        raise UserError(f"{label} of {width}x{height} pixels (WxH) is too small to be measured: without {crop} border "
+                        f"pixels at least {smallest}x{smallest} must be left")
+
+
 def _cropped_lumas(
     first: np.ndarray, second: np.ndarray, crop: int, smallest: int
 ) -> Tuple[np.ndarray, np.ndarray]:
     if first.shape != second.shape:
         raise ValueError(f"images to compare have different shapes: {first.shape} and {second.shape}")
+    check_measurable(first, crop, smallest=smallest)
     height, width = first.shape[0] - 2 * crop, first.shape[1] - 2 * crop
-    if min(height, width) < smallest:
-        raise UserError(
-            f"image of {first.shape[1]}x{first.shape[0]} pixels (WxH) is too small to be measured: "
-            f"without {crop} border pixels at least {smallest}x{smallest} must be left"
-        )
     inside = (slice(crop, crop + height), slice(crop, crop + width))
     return luma(first)[inside], luma(second)[inside]

@@ -1,9 +1,12 @@
 """Training, calibration and validation images of a config."""
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
 import sys
 from pathlib import Path
-from typing import Callable, Dict, List
+from typing import Callable, Dict, List, Tuple
 
 import numpy as np
 import paddle
@@ -18,25 +21,42 @@ from ppsr2q.evaluation.metrics import psnr_y, to_uint8
 _CALIBRATION = 2**31 - 1  # an iteration number that no training reaches
 
 
-def _split(config: Config, lr_patch: int):
-    """(training files, validation files) of ``data.train`` that hold a crop of ``lr_patch``; stderr says how
-    many others are left out."""
+def _folder(config: Config) -> Path:
     if config.data.train is None:
         raise UserError("data.train is not set: give a folder of training images (-o data.train=FOLDER)")
-    side = lr_patch * config.model.scale
+    return Path(config.data.train)
 
-    def large_enough(paths: List[Path]) -> List[Path]:
-        kept = [path for path in paths if min(image_size(path)) >= side]
-        if not kept:
-            raise UserError(f"data.train: none of {len(paths)} images in {config.data.train} is at least {side} x "
-                            f"{side} pixels; choose a smaller lr_patch or other images")
-        if len(kept) < len(paths):
-            print(f"{config.data.train}: {len(paths) - len(kept)} of {len(paths)} images are smaller than {side} x "
-                  f"{side} pixels and are not used", file=sys.stderr)
-        return kept
 
-    train, validation = training_split(config.data.train)
-    return large_enough(train), large_enough(validation)
+def _split(config: Config, lr_patch: int) -> Tuple[List[Path], List[Path]]:
+    """(training files, validation files) of ``data.train`` that hold a crop of ``lr_patch``.
+
+    A file is in one of the two for any ``lr_patch``, or in neither.
+    """
+    return _large_enough(_folder(config), lr_patch * config.model.scale)
+
+
+@functools.lru_cache(maxsize=None)  # a run asks several times, and every answer opens all files
+def _large_enough(folder: Path, side: int) -> Tuple[List[Path], List[Path]]:
+    """Says on stderr how many files are too small."""
+    parts, kept = training_split(folder), []
+    for paths, purpose in zip(parts, ("to train on", "for validation")):
+        kept.append([path for path in paths if min(image_size(path)) >= side])
+        if not kept[-1]:
+            raise UserError(f"data.train: none of the {len(paths)} images {purpose} in {folder} (first {paths[0].name}) "
+                            f"is at least {side} x {side} pixels; choose a smaller lr_patch or other images")
+    small = sum(map(len, parts)) - sum(map(len, kept))
+    if small:
+        print(f"{folder}: {small} of {sum(map(len, parts))} images are smaller than {side} x {side} pixels and are not "
+              "used", file=sys.stderr)
+    return tuple(kept)
+
+
+def images_sha256(config: Config) -> str:
+    """SHA-256 (hex) over the relative names and sizes of all training images, which decide every draw of a run."""
+    folder = _folder(config)
+    files = [path for part in training_split(folder) for path in part]
+    listing = sorted((path.relative_to(folder).as_posix(), path.stat().st_size) for path in files)
+    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 
 def training_batches(config: Config, batch: int, lr_patch: int, augment: bool, with_hr: bool = False) -> Callable:

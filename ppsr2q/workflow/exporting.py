@@ -23,11 +23,11 @@ from ppsr2q.quant import Plan, get_bounds, named_quantizers
 from ppsr2q.quant.fake_quantizer import fix_bounds
 from ppsr2q.spr2q.fuse import FUSED_KIND, fuse, fused_state, split_fused_state
 from ppsr2q.spr2q.rectifier import freeze_gates
-from ppsr2q.spr2q.routing_table import RECTIFIERS_KIND, TABLE_KIND, load_table
+from ppsr2q.spr2q.routing_table import TABLE_KIND, load_table
 from ppsr2q.workflow.batches import calibration_batch
 from ppsr2q.workflow.networks import (Quantized, build_quantized, fused_network, load_folded, load_fused, load_packed,
                                       parameters_of_official)
-from ppsr2q.workflow.paths import paths, require_stage
+from ppsr2q.workflow.paths import paths, require_current, require_stage
 from ppsr2q.workflow.training import load_trained
 
 TOLERANCE = 1e-5  # of an output in [0, 1], largest difference: both networks run the same float32 operators
@@ -56,17 +56,20 @@ class Written:
     measure: str
 
 
+def has_routing(config: Config) -> bool:
+    """Whether stage 2 has something to calibrate: rectifiers that a gate mixes."""
+    return config.rectifier.enabled and config.rectifier.form != "full_rank"
+
+
 def load_calibrated(config: Config, config_path: str) -> Quantized:
     """The student that will be fused: from the SPR²Q Table, or, where there is nothing to route, as stage 1 left it."""
-    if not config.rectifier.enabled or config.rectifier.form == "full_rank":
+    if not has_routing(config):
         return load_trained(config, config_path)
     path = paths(config)["table"]
     require_stage(path, "route_calib", config_path)
     quantized = build_quantized(config)
-    table, rectifiers = load_folded(quantized, config, path, TABLE_KIND), paths(config)["rectifiers"]
-    if rectifiers.exists() and tensors_sha256(load_artifact(rectifiers, RECTIFIERS_KIND).tensors) != table.metadata[
-            "rectifiers_sha256"]:
-        raise UserError(f"{path}: made from other rectifiers than those in {rectifiers}; run tools/route_calib.py again")
+    table = load_folded(quantized, config, path, TABLE_KIND)
+    require_current(path, table.metadata["rectifiers_sha256"], paths(config)["rectifiers"], "route_calib")
     load_table(quantized.student, table, path)
     return quantized
 
@@ -137,7 +140,8 @@ def export(config: Config, config_path: str, formats: Sequence[str] = DEFAULT_FO
     expected, bounds = _outputs(student), get_bounds(student)
     tolerance = graph_tolerance(student, expected)
     fuse(student, quantized.tensors)
-    origin = {**quantized.origin.metadata, "config": without_folders(quantized.origin.metadata["config"])}
+    origin = {**quantized.origin.metadata, "config": without_folders(quantized.origin.metadata["config"]),
+              "source_sha256": tensors_sha256(quantized.origin.tensors)}
     job = _Job(student, quantized.plan, bounds, origin, paths(config), rest, target, optimize, expected, tolerance)
     done = {}
     for name in FORMATS:

@@ -145,7 +145,11 @@ def provenance(config: Config, teacher: nn.Layer) -> Dict[str, Any]:
     """What every artifact says of where it comes from."""
     return {"config": config_to_dict(config),
             "seed": config.seed, "weights_sha256": weights_sha256(teacher),
-            "architecture": {"name": config.model.name, "scale": config.model.scale}}
+            "architecture": _architecture(config)}
+
+
+def _architecture(config: Config) -> Dict[str, Any]:
+    return {"name": config.model.name, "scale": config.model.scale}
 
 
 _SAME_QUANTIZERS = ("bits", "overrides", "zero_point", "equalize")
@@ -165,6 +169,14 @@ def check_origin(artifact: Artifact, config: Config, teacher: nn.Layer, path: Un
         raise UserError(f"{path}: made for full-precision weights {str(found)[:12]}…, but model.weights has "
                         f"{expected[:12]}…")
     check_quantizers(artifact, config, path, ("equalize",) if other_quantizers else _SAME_QUANTIZERS)
+
+
+def check_architecture(artifact: Artifact, config: Config, path: Union[str, Path]) -> None:
+    """Refuse, with a UserError that names ``path``, an artifact of another architecture or scale than the config's."""
+    found, wanted = artifact.metadata["architecture"], _architecture(config)
+    if found != wanted:
+        raise UserError(f"{path}: holds {found['name']} x{found['scale']}, but the config is of {wanted['name']} "
+                        f"x{wanted['scale']} (another output_dir?)")
 
 
 def load_folded(quantized: Quantized, config: Config, path: Union[str, Path], kind: str) -> Artifact:
@@ -280,11 +292,13 @@ def load_model(path: Union[str, Path], routing: str = "argmax", routing_seed: in
     Raises:
         UserError: neither of them, or from these.
     """
-    kind = load_artifact(path).kind
-    loaders = {FUSED_KIND: load_fused, PACKED_KIND: load_packed}
-    if kind not in loaders:
-        raise UserError(f"{path}: holds {kind!r}, expected {' or '.join(map(repr, loaders))} (made by tools/export.py)")
-    return loaders[kind](path, routing, routing_seed)
+    artifact = load_artifact(path)
+    if artifact.kind == FUSED_KIND:
+        return network_of_fused(artifact, path, routing, routing_seed)
+    if artifact.kind == PACKED_KIND:
+        return load_packed(path, routing, routing_seed)
+    raise UserError(f"{path}: holds {artifact.kind!r}, expected {FUSED_KIND!r} or {PACKED_KIND!r} (made by "
+                    "tools/export.py)")
 
 
 def pack_fused(path: Union[str, Path]) -> PackedModel:

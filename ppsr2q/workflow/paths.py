@@ -2,10 +2,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Dict
+from typing import Dict, Optional
 
 from ppsr2q.core.config import Config
 from ppsr2q.core.errors import UserError
+from ppsr2q.core.files import load_artifact, tensors_sha256
 
 
 def paths(config: Config) -> Dict[str, Path]:
@@ -22,6 +23,19 @@ def paths(config: Config) -> Dict[str, Path]:
 def checkpoint_path(config: Config, stage_name: str) -> Path:
     """The file that a stage goes on from."""
     return paths(config)["resume"] / f"{stage_name}.safetensors"
+
+
+def require_current(path: Path, recorded: Optional[str], source: Path, tool: str) -> None:
+    """Refuse ``path`` where its source is there but has changed since.
+
+    Args:
+        recorded: ``tensors_sha256`` of the source that ``path`` was made from.
+
+    Raises:
+        UserError: with the tool that makes ``path`` again.
+    """
+    if source.exists() and tensors_sha256(load_artifact(source).tensors) != recorded:
+        raise UserError(f"{path}: made from another {source.name} than the one beside it; run tools/{tool}.py again")
 
 
 def require_stage(path: Path, tool: str, config_path: str) -> None:

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from ppsr2q.core.errors import UserError
-from ppsr2q.core.files import atomic_path
+from ppsr2q.core.files import atomic_path, make_writable
 from ppsr2q.data.image_io import Picture, list_images, read_picture, write_picture
 from ppsr2q.evaluation.metrics import require_finite, to_uint8
 from ppsr2q.evaluation.tiling import check_tiling, run_tiled
@@ -66,10 +66,7 @@ def predict(upscale: Upscale, scale: int, source: Path, target: Path, tile: int,
         other = names.setdefault(_output_name(file), file)
         if other is not file:
             raise UserError(f"{other} and {file} would both be written to {target / _output_name(file)}; rename one")
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{target}: this folder cannot be made ({error.strerror})") from error
+    make_writable(target)
     if source.suffix.lower() in VIDEOS and not source.is_dir():
         predict_video(_tiled(_checked(upscale, source), scale, tile, overlap), scale, source, target / f"{source.stem}.mp4")
         return [target / f"{source.stem}.mp4"]

@@ -1,7 +1,6 @@
 """Full-precision training from scratch or from a checkpoint (``tools/pretrain.py``)."""
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Dict, List
 
 import numpy as np
@@ -10,12 +9,13 @@ from paddle import nn
 
 from ppsr2q.core import distributed
 from ppsr2q.core.config import Config
-from ppsr2q.core.trainer import ParameterGroup, Trainer, TrainerSettings, TrainResult
+from ppsr2q.core.files import make_writable
+from ppsr2q.core.trainer import ParameterGroup, TrainerSettings, TrainResult
 from ppsr2q.models.checkpoint import save_weights
 from ppsr2q.models.initialization import bilinear_start, official_initialization
-from ppsr2q.workflow.batches import Validation, training_batches
+from ppsr2q.workflow.batches import Validation, images_sha256, training_batches
 from ppsr2q.workflow.networks import build_network, provenance
-from ppsr2q.workflow.training import open_dashboard
+from ppsr2q.workflow.training import run_stage
 
 
 class Pretraining:
@@ -55,7 +55,7 @@ def pretrain(config: Config, resume: bool = False) -> TrainResult:
         official_initialization(network, config.seed)
         if config.model.init == "bilinear":
             bilinear_start(network)
-    out = Path(config.output_dir)
+    out = make_writable(config.output_dir)
     stage = Pretraining(network, settings.lr, Validation(config, settings.lr_patch, settings.validation_crops))
     trainer_settings = TrainerSettings(
         iterations=settings.iterations, accumulate=settings.accumulate, betas=tuple(settings.betas),
@@ -64,9 +64,9 @@ def pretrain(config: Config, resume: bool = False) -> TrainResult:
         grad_clip=settings.grad_clip, log_every=settings.log_every, save_every=settings.save_every,
         validate_every=settings.validate_every)
     batches = training_batches(config, settings.batch, settings.lr_patch, settings.augment, with_hr=True)
-    with open_dashboard(config, stage.name) as dashboard:
-        result = Trainer(stage, batches, trainer_settings, out / "resume" / "pretrain.safetensors", dashboard,
-                         provenance(config, network)).run(resume)
+    origin = provenance(config, network)
+    result = run_stage(config, stage, batches, trainer_settings, {**origin, "images_sha256": images_sha256(config)},
+                       resume)
     validation = stage.validate()
     if distributed.is_main():
         save_weights(network, out / "weights.safetensors",

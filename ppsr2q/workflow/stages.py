@@ -9,9 +9,10 @@ from ppsr2q.core.config import Config
 from ppsr2q.core.errors import UserError
 from ppsr2q.core.files import load_artifact
 from ppsr2q.spr2q.fuse import FUSED_KIND
-from ppsr2q.workflow.exporting import load_calibrated, mean_gate_student
-from ppsr2q.workflow.networks import build_network, build_quantized, check_quantizers, network_of_fused
-from ppsr2q.workflow.paths import paths, require_stage
+from ppsr2q.workflow.exporting import has_routing, load_calibrated, mean_gate_student
+from ppsr2q.workflow.networks import (build_network, build_quantized, check_architecture, check_quantizers,
+                                      network_of_fused)
+from ppsr2q.workflow.paths import paths, require_current, require_stage
 from ppsr2q.workflow.starting import load_searched_bounds
 from ppsr2q.workflow.training import load_trained
 
@@ -28,7 +29,10 @@ def _fused(config: Config, config_path: str) -> nn.Layer:
     path = paths(config)["fused"]
     require_stage(path, "export", config_path)
     artifact = load_artifact(path, FUSED_KIND)
+    check_architecture(artifact, config, path)
     check_quantizers(artifact, config, path)
+    require_current(path, artifact.metadata.get("source_sha256"),
+                    paths(config)["table" if has_routing(config) else "rectifiers"], "export")
     return network_of_fused(artifact, path, config.model.routing, config.model.routing_seed)
 
 
@@ -43,7 +47,7 @@ def network_of_stage(config: Config, config_path: str, stage: Optional[str] = No
     if stage == "fp":
         return build_network(config)
     if stage == "bounds":
-        if config.rectifier.enabled and config.rectifier.form != "full_rank":
+        if has_routing(config):
             raise UserError("--stage bounds is of runs without rectifiers (rectifier.enabled: false) or gates "
                             "(rectifier.form: full_rank); this config has both: take rgt or osrc")
         return load_trained(config, config_path).student

@@ -11,7 +11,7 @@ from ppsr2q.core import distributed
 from ppsr2q.core.config import PATH_OPTIONS, Config, config_to_dict, flatten
 from ppsr2q.core.dashboard import Dashboard
 from ppsr2q.core.errors import UserError
-from ppsr2q.core.files import tensors_sha256
+from ppsr2q.core.files import make_writable, tensors_sha256
 from ppsr2q.core.trainer import Batches, Trainer, TrainerSettings, TrainResult
 from ppsr2q.spr2q.finetune import finetuned_parameters
 from ppsr2q.spr2q.group_training import GroupTraining
@@ -19,7 +19,8 @@ from ppsr2q.spr2q.losses import LossSettings
 from ppsr2q.spr2q.rectifier import freeze_gates
 from ppsr2q.spr2q.routing_calibration import RoutingCalibration
 from ppsr2q.spr2q.routing_table import RECTIFIERS_KIND, load_rectifiers, save_rectifiers, save_table
-from ppsr2q.workflow.batches import Validation, calibration_batch, final_start, phased_batches, training_batches
+from ppsr2q.workflow.batches import (Validation, calibration_batch, final_start, images_sha256, phased_batches,
+                                     training_batches)
 from ppsr2q.workflow.networks import Quantized, build_quantized, load_folded, provenance
 from ppsr2q.workflow.paths import checkpoint_path, paths, require_stage
 from ppsr2q.workflow.starting import add_rectifiers, begin, pieces, start_artifact
@@ -55,8 +56,9 @@ def open_dashboard(config: Config, stage: str) -> Iterator[Dashboard]:
         dashboard.close()
 
 
-def _run(config: Config, stage, batches: Batches, settings: TrainerSettings, metadata: dict,
-         resume: bool) -> TrainResult:
+def run_stage(config: Config, stage, batches: Batches, settings: TrainerSettings, metadata: dict,
+              resume: bool) -> TrainResult:
+    """Train a stage with its checkpoint and log under ``output_dir``."""
     with open_dashboard(config, stage.name) as dashboard:
         return Trainer(stage, batches, settings, checkpoint_path(config, stage.name), dashboard, metadata).run(resume)
 
@@ -65,11 +67,13 @@ def train(config: Config, resume: bool = False) -> TrainResult:
     """Stages 0 and 1; writes ``searched_bounds.safetensors``, ``start.safetensors`` with a start in closed form, and
     ``rectifiers.safetensors``."""
     train = config.train
+    make_writable(config.output_dir)
     final_start(config)  # a mistake there is named before the search begins
     if train.average_last > train.iterations:
         raise UserError(f"train.average_last is {train.average_last}, but there are only {train.iterations} iterations")
     quantized = build_quantized(config)
-    student, metadata = quantized.student, provenance(config, quantized.teacher)
+    student, metadata = quantized.student, {**provenance(config, quantized.teacher),
+                                            "images_sha256": images_sha256(config)}
     start = start_artifact(config, quantized)
     if start is not None:
         metadata.update(start_sha256=tensors_sha256(start.tensors), earlier=pieces(start))
@@ -80,7 +84,7 @@ def train(config: Config, resume: bool = False) -> TrainResult:
     stage = GroupTraining(student, quantized.teacher, _loss(config), validation, pictures,
                           round(train.teacher_routing * train.iterations), train.student_routing, learning_rates=rates,
                           finetuned=finetuned_parameters(student, quantized.tensors, train.finetune))
-    result = _run(config, stage, phased_batches(config),
+    result = run_stage(config, stage, phased_batches(config),
                   _trainer_settings(config, train.iterations, train.warmup, train.average_last), metadata, resume)
     if distributed.is_main():
         save_rectifiers(student, paths(config)["rectifiers"], metadata, quantized.changed())
@@ -111,6 +115,7 @@ def calibrate_routing(config: Config, config_path: str, resume: bool = False) ->
     if config.rectifier.form == "full_rank":
         raise UserError("rectifier.form is full_rank: one increment a layer has no routing to calibrate; go on with "
                         "tools/export.py")
+    make_writable(config.output_dir)
     quantized = load_trained(config, config_path)
     freeze_gates(quantized.student, paddle.to_tensor(calibration_batch(config)), config.route_calib.weights_space)
     validation, pictures = _watchers(config, quantized.teacher)
@@ -120,10 +125,11 @@ def calibrate_routing(config: Config, config_path: str, resume: bool = False) ->
                                learning_rate=settings.lr)
     batches = training_batches(config, settings.batch, config.train.lr_patch, config.train.augment)
     trained, now = flatten(quantized.origin.metadata["config"]), flatten(config_to_dict(config))
-    metadata = {**provenance(config, quantized.teacher), "rectifiers_sha256": tensors_sha256(quantized.origin.tensors),
+    metadata = {**provenance(config, quantized.teacher), "images_sha256": images_sha256(config),
+                "rectifiers_sha256": tensors_sha256(quantized.origin.tensors),
                 "trained_otherwise": {key: value for key, value in trained.items()
                                       if value != now.get(key) and key not in PATH_OPTIONS}}
-    result = _run(config, stage, batches, _trainer_settings(config, settings.iterations), metadata, resume)
+    result = run_stage(config, stage, batches, _trainer_settings(config, settings.iterations), metadata, resume)
     if distributed.is_main():
         save_table(quantized.student, paths(config)["table"], metadata, quantized.changed())
     distributed.barrier()

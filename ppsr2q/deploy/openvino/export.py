@@ -12,6 +12,7 @@ from ppsr2q.core.errors import UserError
 from ppsr2q.core.files import PathLike, atomic_folder
 from ppsr2q.deploy.onnx_export import import_package, to_onnx
 from ppsr2q.deploy.openvino.extension import scan_library
+from ppsr2q.deploy.images import upscale_planar
 from ppsr2q.deploy.packed import PackedModel
 from ppsr2q.deploy.threads import checked_threads
 
@@ -85,7 +86,7 @@ class OpenvinoUpscaler:
 
     def upscale(self, image: np.ndarray) -> np.ndarray:
         """float32 (h, w, 3) RGB in [0, 1] -> float32 (scale h, scale w, 3), not clamped."""
-        return self.run(image.transpose(2, 0, 1)[None])[0].transpose(1, 2, 0)
+        return upscale_planar(self.run, image, "OpenVINO")
 
 
 def load_upscaler(model: PackedModel, threads: Optional[int] = None, optimize: bool = False,

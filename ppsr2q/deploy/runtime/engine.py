@@ -2,19 +2,22 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Any, List, Optional, Tuple
+from typing import List, Optional, Tuple
 
 import numpy as np
 
+from ppsr2q.core.environment import available_memory
 from ppsr2q.core.errors import UserError
+from ppsr2q.deploy.images import checked
 from ppsr2q.deploy.packed import PackedModel
 from ppsr2q.deploy.runtime import library
 from ppsr2q.deploy.threads import checked_threads
 
 MAX_SIDE = 2**15  # of an image; larger ones are work for tiling long before
+BYTES_PER_PIXEL = 1700  # of working memory, measured
 LAYER_CHANNELS, WINDOW, LAYERS = 48, 16, 20
 
-# Status codes of the C interface (csrc/ppsr2q_runtime.cpp).
+# Status codes of the C interface (ops/csrc/status.h).
 _OUT_OF_MEMORY = -1
 _NO_THREADS = -4
 
@@ -45,6 +48,7 @@ class Runtime:
                  instruction_set: Optional[str] = None, source: str = "the packed model") -> None:
         self.scale: int = model.architecture["scale"]
         self.threads = checked_threads(threads)
+        self._proven = 0  # bytes that images have needed so far
         self.instruction_set = library.chosen_set(instruction_set)
         self._library = library.load_library(self.instruction_set)
         self._network = self._create(model, source)
@@ -79,10 +83,11 @@ class Runtime:
             ValueError: another type or shape, or values that are not finite.
             UserError: more pixels than memory holds, or more threads than the system gives.
         """
-        image = _checked(image, "image", 3)
+        image = checked(image)
         height, width = image.shape[:2]
         if max(height, width) > MAX_SIDE:
             raise UserError(f"image sides must be at most {MAX_SIDE}, got {width} x {height}; use tiles (--tile)")
+        self._expect_memory(height, width)
         try:
             result = np.empty((self.scale * height, self.scale * width, 3), np.float32)
         except MemoryError:
@@ -91,6 +96,16 @@ class Runtime:
         self._check(self._library.ppsr2q_runtime_upscale(self._network, image.ctypes.data, height, width,
                                                          self.threads, result.ctypes.data))
         return result
+
+    def _expect_memory(self, height: int, width: int) -> None:
+        """Refuse an image whose working memory is not there: Linux would grant it and then kill the process."""
+        needed = BYTES_PER_PIXEL * _padded(height) * _padded(width)
+        free = available_memory()
+        # what an earlier image took may be kept by this process, and is then not counted as free
+        if free is not None and needed - self._proven > free:
+            raise UserError(f"an image of {width} x {height} pixels needs about {needed / 2**30:.1f} GiB, "
+                            f"{free / 2**30:.1f} are free: use tiles (--tile)")
+        self._proven = max(self._proven, needed)
 
     def run_layer(self, index: int, tokens: np.ndarray) -> np.ndarray:
         """One AttentiveLayer alone, for comparisons with the network in Paddle.
@@ -102,7 +117,7 @@ class Runtime:
         Returns:
             float32 (H, W, 48).
         """
-        tokens = _checked(tokens, "tokens", LAYER_CHANNELS).copy()
+        tokens = checked(tokens, "tokens", LAYER_CHANNELS).copy()
         height, width = tokens.shape[:2]
         if not 0 <= index < LAYERS or height % WINDOW or width % WINDOW:
             raise ValueError(f"expected a layer from 0 to {LAYERS - 1} and sides that are multiples of {WINDOW}, got "
@@ -116,17 +131,12 @@ class Runtime:
             raise UserError("not enough memory for an image of this size: use tiles (--tile)")
         if status == _NO_THREADS:
             raise UserError(f"the system does not give {self.threads} threads; ask for fewer")
+        if status:
+            raise RuntimeError(f"the integer runtime failed with status {status}")
 
 
-def _checked(array: Any, name: str, channels: int) -> np.ndarray:
-    if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.ndim != 3 or array.shape[2] != channels:
-        given = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-        raise ValueError(f"{name} must be float32 of shape (h, w, {channels}), got {given}")
-    if not array.size:
-        raise ValueError(f"{name} is empty, shape {array.shape}")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name} contains NaN or infinite values")
-    return np.ascontiguousarray(array)
+def _padded(size: int) -> int:
+    return -(-size // WINDOW) * WINDOW
 
 
 def _parameters(model: PackedModel) -> Tuple[ctypes.Array, List[np.ndarray]]:

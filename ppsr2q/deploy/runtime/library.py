@@ -31,13 +31,17 @@ class InstructionSet:
 
 
 _AVX2 = ("avx2", "fma", "bmi2", "f16c")
+_AVX512 = ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_vnni")
+
+
+def _x86_set(*features: str) -> InstructionSet:
+    # feature by feature: -march=x86-64-v3 would allow more than is looked for, and needs GCC 11
+    return InstructionSet(tuple(f"-m{feature.replace('_', '')}" for feature in features), features)
+
+
 #: The best first.
-X86_SETS: Dict[str, InstructionSet] = {
-    "avx512vnni": InstructionSet(("-march=x86-64-v4", "-mavx512vnni"),
-                                 _AVX2 + ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_vnni")),
-    "avx2": InstructionSet(("-march=x86-64-v3",), _AVX2),
-    "baseline": InstructionSet(("-march=x86-64",), ()),
-}
+X86_SETS: Dict[str, InstructionSet] = {"avx512vnni": _x86_set(*_AVX2, *_AVX512), "avx2": _x86_set(*_AVX2),
+                                       "baseline": _x86_set()}
 OTHER_SETS: Dict[str, InstructionSet] = {"native": InstructionSet(("-mcpu=native",), ())}
 
 
@@ -91,7 +95,6 @@ class QuantizerBounds(ctypes.Structure):
 
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     pointer, integer, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
-    library.ppsr2q_runtime_instruction_set.restype = ctypes.c_char_p
     library.ppsr2q_runtime_create.restype = pointer
     library.ppsr2q_runtime_create.argtypes = [ctypes.POINTER(Parameter), size, ctypes.POINTER(QuantizerBounds), size,
                                               integer, ctypes.c_char_p, size]

@@ -13,6 +13,8 @@ enum Status : int {
     OUT_OF_MEMORY = -1,
     BAD_INDEX = -2,
     UNSUPPORTED = -3,  // a size that is not compiled in; the dispatcher does not let it come here
+    NO_THREADS = -4,   // the system gives no more threads
+    FAILED = -5,       // anything else
     BAD_BOUNDS =
         101,  // BAD_BOUNDS + i: quantizer i (counted from 0) has bounds that are not finite with a < b
 };

@@ -142,7 +142,7 @@ struct SignedCodes {
         : shift(bytes && levels.top > 127 ? 128 : 0), lower(levels.value(shift)) {}
 };
 
-#if defined(__AVX512BW__) || (defined(__AVX2__) && !defined(__AVX512F__))
+#if defined(__AVX512VNNI__) || (defined(__AVX2__) && !defined(__AVX512F__))
 #define PPSR2Q_BYTE_DOT
 
 struct ByteDot {
@@ -160,19 +160,11 @@ struct ByteDot {
     static bool fits(const Levels& unsigned_codes, const Levels& signed_codes, int depth) {
         return signed_codes.top <= 127 && 2 * unsigned_codes.top * signed_codes.top * ((depth + 3) / 4) <= 32767;
     }
-#if defined(__AVX512BW__)
-    static vi add(vi sum, vi unsigned_codes, vi signed_codes) {
-        return (vi)_mm512_add_epi16((__m512i)sum,
-                                    _mm512_maddubs_epi16((__m512i)unsigned_codes, (__m512i)signed_codes));
-    }
-    static vi finish(vi sum) { return (vi)_mm512_madd_epi16((__m512i)sum, _mm512_set1_epi16(1)); }
-#else
     static vi add(vi sum, vi unsigned_codes, vi signed_codes) {
         return (vi)_mm256_add_epi16((__m256i)sum,
                                     _mm256_maddubs_epi16((__m256i)unsigned_codes, (__m256i)signed_codes));
     }
     static vi finish(vi sum) { return (vi)_mm256_madd_epi16((__m256i)sum, _mm256_set1_epi16(1)); }
-#endif
 #endif
 };
 #endif

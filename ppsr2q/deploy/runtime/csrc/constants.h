@@ -17,7 +17,6 @@ constexpr int WINDOW = 16;
 constexpr int WINDOW_TOKENS = WINDOW * WINDOW;
 constexpr int STAGES = 4;
 constexpr int STAGE_LAYERS = 5;
-constexpr int LAYERS = STAGES * STAGE_LAYERS;
 
 }  // namespace runtime
 }  // namespace ppsr2q

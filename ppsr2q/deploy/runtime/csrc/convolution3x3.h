@@ -16,6 +16,7 @@ class Convolution3x3 {
 public:
     Convolution3x3(const Source& source, const std::string& name, int inputs, int outputs)
         : inputs_(inputs), outputs_(outputs), bias_(padded(outputs), 0.0f) {
+        source.expect_floating(name + ".input");
         const std::vector<float> weight = source.floats(name + ".weight", std::int64_t{outputs} * inputs * 9);
         const std::vector<float> bias = source.floats(name + ".bias", outputs);
         std::copy(bias.begin(), bias.end(), bias_.begin());

@@ -173,6 +173,10 @@ inline AttentiveLayer::AttentiveLayer(const Source& source, const std::string& n
 
 // Q(Q(embeddingB) Q(embeddingA)); the one-hot matrix in front of it picks rows exactly.
 inline std::vector<float> AttentiveLayer::prompt_table(const Source& source, const std::string& name) {
+    const Levels one_hot = source.quantizer(name + ".assm.points.one_hot");
+    if (one_hot.on && (one_hot.value(0) != 0.0f || one_hot.value(one_hot.top) != 1.0f)) {
+        throw ModelError(name + ".assm.points.one_hot: the runtime takes bounds of 0 and 1 only");
+    }
     const std::string point = name + ".assm.points.prompt_table";
     if (source.folded(point)) {
         return source.point(point, CLASSES * STATES);

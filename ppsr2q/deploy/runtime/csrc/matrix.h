@@ -163,7 +163,7 @@ public:
             codes_ = std::make_unique<CodeMatrix>([&](int k, int n) { return int{weight.codes[index(k, n)]}; },
                                                   inputs, outputs, weight.levels, input, bias_.data());
         } else {
-            floats_ = std::make_unique<detail::PackedMatrix>(weight.values.data(), inputs, outputs,
+            floats_ = std::make_unique<ppsr2q::detail::PackedMatrix>(weight.values.data(), inputs, outputs,
                                                              layout == Layout::OUTPUT_FIRST);
         }
     }
@@ -193,7 +193,7 @@ public:
             }
             x = quantized;
         }
-        detail::multiply_rows(x, inputs_, count, *floats_, [&](int row, int column, vf sums) {
+        ppsr2q::detail::multiply_rows(x, inputs_, count, *floats_, [&](int row, int column, vf sums) {
             epilogue(row, column, sums + load(bias_.data() + column));
         });
     }
@@ -218,7 +218,7 @@ private:
     Levels input_;
     std::vector<float> bias_;
     std::unique_ptr<CodeMatrix> codes_;
-    std::unique_ptr<detail::PackedMatrix> floats_;
+    std::unique_ptr<ppsr2q::detail::PackedMatrix> floats_;
 };
 
 // LayerNorm of rows of SIZE channels, held in registers.

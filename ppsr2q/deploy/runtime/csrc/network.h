@@ -38,8 +38,6 @@ public:
         }
     }
 
-    int scale() const { return scale_; }
-
     // image [height][width][COLORS] -> out [scale height][scale width][COLORS].
     void upscale(const float* image, int height, int width, Team& team, float* out) const {
         Planes planes(round_up(height), round_up(width), team.size(), kinds_);

@@ -1,4 +1,4 @@
-// The C interface of the runtime. Functions never throw; all but the model's creation return a Status.
+// The C interface of the runtime. Functions never throw; those that compute return a Status.
 #include <cstdio>
 #include <system_error>
 
@@ -12,8 +12,6 @@ using ppsr2q::runtime::Team;
 
 namespace {
 
-constexpr int NO_THREADS = -4;  // the system gives no more threads
-
 template <class Body>
 int guarded(const Body& body) {
     try {
@@ -22,27 +20,13 @@ int guarded(const Body& body) {
     } catch (const std::bad_alloc&) {
         return ppsr2q::OUT_OF_MEMORY;
     } catch (const std::system_error&) {
-        return NO_THREADS;
+        return ppsr2q::NO_THREADS;
+    } catch (...) {
+        return ppsr2q::FAILED;
     }
 }
 
 }  // namespace
-
-PPSR2Q_API const char* ppsr2q_runtime_instruction_set() {
-#if defined(__AVX512VNNI__)
-    return "AVX-512 VNNI";
-#elif defined(__AVX512F__)
-    return "AVX-512";
-#elif defined(__AVX2__)
-    return "AVX2";
-#elif defined(__SSE2__)
-    return "SSE2";
-#elif defined(__ARM_NEON)
-    return "NEON";
-#else
-    return "generic";
-#endif
-}
 
 // A network of the arrays (which it copies), or null with the reason in message [message_size].
 PPSR2Q_API void* ppsr2q_runtime_create(const ppsr2q::runtime::Parameter* parameters, int64_t parameter_count,
@@ -52,6 +36,9 @@ PPSR2Q_API void* ppsr2q_runtime_create(const ppsr2q::runtime::Parameter* paramet
     try {
         return new Network(
             ppsr2q::runtime::Source(parameters, parameter_count, quantizers, quantizer_count), scale);
+    } catch (const std::bad_alloc&) {
+        std::snprintf(message, message_size, "not enough memory");
+        return nullptr;
     } catch (const std::exception& error) {
         std::snprintf(message, message_size, "%s", error.what());
         return nullptr;

@@ -62,10 +62,17 @@ public:
         return found == quantizers_.end() ? Levels() : found->second;
     }
 
+    // Refuse a quantizer of a tensor that stays in floating point here.
+    void expect_floating(const std::string& name) const {
+        if (quantizer(name).on) {
+            throw ModelError(name + ": the runtime takes it in floating point only, the plan quantizes it");
+        }
+    }
+
     std::vector<float> floats(const std::string& name, std::int64_t count) const {
         const Parameter& p = parameter(name, count);
         if (!p.values) {
-            throw ModelError(name + ": expected floats, got codes");
+            throw ModelError(name + ": the runtime takes it in floating point only, got codes");
         }
         return std::vector<float>(p.values, p.values + count);
     }
