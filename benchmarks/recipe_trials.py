@@ -30,6 +30,7 @@ _RELATIVE = ["quant.parametrization=relative", "train.lr_bounds=1e-3", "train.lr
 _LATENT = [*_RELATIVE, "train.finetune=latent"]
 _ALL = [*_RELATIVE, "train.finetune=all"]
 _ALL_X4 = [*_ALL, "train.lr_latent=8e-4", "train.lr_float=4e-4"]
+_LESS_FEATURES = [*_ALL_X4, "loss.feature_weight=0.1"]
 _ONE_ORDER = [*_ALL_X4, "loss.feature_weight=0.1", "train.student_routing=true"]
 _TEACHERS_NORM = ["loss.feature_norm=teacher", "loss.feature_weight=0.02"]
 TRIALS: Dict[str, List[str]] = {
@@ -43,7 +44,12 @@ TRIALS: Dict[str, List[str]] = {
     "all x4": _ALL_X4,
     "all x8": [*_ALL, "train.lr_latent=1.6e-3", "train.lr_float=8e-4"],
     "all x4, features x0.1": [*_ALL_X4, "loss.feature_weight=0.5"],
-    "all x4, features x0.02": [*_ALL_X4, "loss.feature_weight=0.1"],
+    "all x4, features x0.02": _LESS_FEATURES,
+    "all x4, features x0.02, gates x0.1": [*_LESS_FEATURES, "train.lr_gate=1e-3"],
+    "all x4, features x0.02, full rank": [*_LESS_FEATURES, "rectifier.form=full_rank", "rectifier.number=1"],
+    "all x4, features x0.02, ground truth throughout": [
+        *_LESS_FEATURES, "loss.truth_weight=0.5", "train.final_share=1", "train.final_lr_patch=32", "train.final_batch=4"],
+    "all x4, no features": [*_ALL_X4, "loss.feature_weight=0"],
     "all x4, one order": _ONE_ORDER,
     "all x4, one order, teacher's norm x0.004": [*_ONE_ORDER, *_TEACHERS_NORM],
     "all x4, one order, teacher's norm x0.004, gates x0.1": [*_ONE_ORDER, *_TEACHERS_NORM, "train.lr_gate=1e-3"],
