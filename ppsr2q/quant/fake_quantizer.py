@@ -15,9 +15,11 @@ MIN_WIDTH = 1e-6  # nor below this (absolute bounds)
 
 
 def snap_zero_point(bounds: paddle.Tensor, bits: int) -> paddle.Tensor:
-    """Bounds moved so that -a/s is a whole number in [0, 2^n - 1]; the gradient passes straight through."""
-    step = (bounds[1] - bounds[0]) / levels(bits)
-    zero = paddle.clip(round_half_even(-bounds[0] / step), 0, levels(bits))
+    """Bounds extended to hold 0, then moved so that -a/s is a whole number in [0, 2^n - 1]; the gradient passes straight
+    through."""
+    lower, upper = paddle.clip(bounds[0], max=0.0), paddle.clip(bounds[1], min=0.0)
+    step = (upper - lower) / levels(bits)
+    zero = paddle.clip(round_half_even(-lower / step), 0, levels(bits))
     snapped = paddle.stack([-zero * step, (levels(bits) - zero) * step])
     return bounds + (snapped - bounds).detach()
 

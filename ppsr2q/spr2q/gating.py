@@ -55,7 +55,7 @@ class StaticGate(nn.Layer):
             raise ValueError(f"expected a space in {SPACES}, got {space!r}")
         self.space = space
         start = np.asarray(start, np.float32)
-        values = np.log(start) if space == "softmax" else start
+        values = np.log(np.maximum(start, 1e-30)) if space == "softmax" else start  # a gate may have underflown
         self.logits = self.create_parameter(list(start.shape), default_initializer=nn.initializer.Assign(values))
 
     def forward(self, token_mean=None) -> paddle.Tensor:

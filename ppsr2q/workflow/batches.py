@@ -103,6 +103,8 @@ def calibration_batch(config: Config) -> np.ndarray:
 class Validation:
     """Y PSNR on fixed centre crops of the validation files, which are never trained on.
 
+    The crops run one by one: a dynamic gate mixes for each of them, not for a batch, nor as the static one will.
+
     Called with a network it gives ``psnr_y`` in dB against ground truth.
     """
 

@@ -1,6 +1,7 @@
 """Stage 3 as ``tools/export.py`` runs it: fuse, check parity, write what ships."""
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from paddle import nn
 
 from ppsr2q.core.config import Config, without_folders
 from ppsr2q.core.errors import ParityError, UserError
-from ppsr2q.core.files import atomic_folder, load_artifact, save_artifact, tensors_sha256
+from ppsr2q.core.files import atomic_folder, atomic_path, load_artifact, save_artifact, tensors_sha256
 from ppsr2q.deploy.onnx_export import TARGETS, OnnxUpscaler, import_package, write_onnx
 from ppsr2q.deploy.openvino import OpenvinoUpscaler, write_openvino
 from ppsr2q.deploy.packed import PackedModel, write_packed
@@ -142,11 +143,11 @@ def export(config: Config, config_path: str, formats: Sequence[str] = DEFAULT_FO
     fuse(student, quantized.tensors)
     origin = {**quantized.origin.metadata, "config": without_folders(quantized.origin.metadata["config"]),
               "source_sha256": tensors_sha256(quantized.origin.tensors)}
-    job = _Job(student, quantized.plan, bounds, origin, paths(config), rest, target, optimize, expected, tolerance)
+    job = _Job(student, quantized.plan, bounds, origin, rest, target, optimize, expected, tolerance)
     done = {}
-    for name in FORMATS:
+    for name, form in FORMATS.items():
         if name in formats:
-            done[name] = FORMATS[name](job)
+            done[name] = _write(form, job, paths(config)[form.place])
             on_written(done[name])
     return done
 
@@ -160,7 +161,6 @@ class _Job:
     plan: Plan
     bounds: Dict[str, np.ndarray]
     provenance: Dict[str, Any]
-    paths: Dict[str, Path]
     rest: str
     target: str
     optimize: bool
@@ -173,43 +173,46 @@ class _Job:
         return pack(self.student, metadata.pop("architecture"), self.plan, self.bounds, metadata)
 
 
-def _write_fused(job: _Job) -> Written:
-    path = job.paths["fused"]
+def _write(form: "_Format", job: _Job, path: Path) -> Written:
+    """Write a format in place of what is at ``path``, but only once it has answered as it must."""
+    try:
+        with (atomic_folder if form.folder else atomic_path)(path) as temporary:
+            return dataclasses.replace(form.write(job, temporary), path=path)
+    except ParityError as error:
+        raise ParityError(f"{path} {error}; it was not written") from None
+
+
+def _write_fused(job: _Job, path: Path) -> Written:
     save_artifact(path, fused_state(job.student, job.bounds), FUSED_KIND,
                   {**job.provenance, "plan": job.plan.describe()})
     return _checked(path, load_fused(path), job.expected, _largest, TOLERANCE)
 
 
-def _write_packed(job: _Job) -> Written:
-    path = job.paths["packed"]
+def _write_packed(job: _Job, path: Path) -> Written:
     write_packed(path, job.packed, job.rest)
     if job.rest == "float32":
         return _checked(path, load_packed(path), job.expected, _largest, TOLERANCE)
     return _checked_graph(job, path, load_packed(path))
 
 
-def _write_inference_model(job: _Job) -> Written:
-    folder = job.paths["inference"]
+def _write_inference_model(job: _Job, folder: Path) -> Written:
     save_inference_model(job.student, folder)
     return _checked_graph(job, folder, paddle.jit.load(str(folder / "model")))
 
 
-def _write_onnx(job: _Job) -> Written:
-    path = job.paths["onnx"]
+def _write_onnx(job: _Job, path: Path) -> Written:
     write_onnx(path, job.packed, job.target)
     session = OnnxUpscaler(path.read_bytes(), job.provenance["architecture"]["scale"])
     return _checked_graph(job, path, _of_arrays(session.run))
 
 
-def _write_openvino(job: _Job) -> Written:
-    folder = job.paths["openvino"]
+def _write_openvino(job: _Job, folder: Path) -> Written:
     write_openvino(folder, job.packed, job.optimize)
     network = OpenvinoUpscaler(folder, job.provenance["architecture"]["scale"])
     return _checked_graph(job, folder, _of_arrays(network.run))
 
 
-def _write_torch(job: _Job) -> Written:
-    path = job.paths["torch"]
+def _write_torch(job: _Job, path: Path) -> Written:
     parameters, bounds = split_fused_state(fused_state(job.student, job.bounds))
     left = {name: q for name, q in job.packed.quantizers.items() if name in named_quantizers(job.student)}
     write_torch(path, parameters, left, job.provenance)
@@ -219,10 +222,21 @@ def _write_torch(job: _Job) -> Written:
                     TOLERANCE)
 
 
-#: Format -> its writer, in the order in which they run: the last one turns the student into a graph.
-FORMATS: Dict[str, Callable[[_Job], Written]] = {"fused": _write_fused, "packed": _write_packed, "onnx": _write_onnx,
-                                                 "openvino": _write_openvino, "torch": _write_torch,
-                                                 "paddle": _write_inference_model}
+@dataclass(frozen=True)
+class _Format:
+    """How a format is written, and its key among the ``paths`` of a run."""
+
+    write: Callable[[_Job, Path], Written]
+    place: str
+    folder: bool = False
+
+
+#: In the order in which they run: the last one turns the student into a graph.
+FORMATS: Dict[str, _Format] = {"fused": _Format(_write_fused, "fused"), "packed": _Format(_write_packed, "packed"),
+                               "onnx": _Format(_write_onnx, "onnx"),
+                               "openvino": _Format(_write_openvino, "openvino", folder=True),
+                               "torch": _Format(_write_torch, "torch"),
+                               "paddle": _Format(_write_inference_model, "inference", folder=True)}
 
 PACKAGES = {"onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}  # of the extra "deploy"
 
@@ -249,7 +263,7 @@ def _checked_graph(job: _Job, path: Path, network: Callable) -> Written:
 def _checked(path: Path, network: Callable, expected: List[np.ndarray], measure: Callable, tolerance: float) -> Written:
     difference = max(measure(a, b) for a, b in zip(_outputs(network), expected))
     if not difference <= tolerance:
-        raise ParityError(f"{path} differs from the calibrated student by {difference:.3g} (at most {tolerance:.3g} of "
-                          "an output in [0, 1] is accepted)")
+        raise ParityError(f"differs from the calibrated student by {difference:.3g} (at most {tolerance:.3g} of an "
+                          "output in [0, 1] is accepted)")
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     return Written(path, sum(file.stat().st_size for file in files), difference, measure.__doc__)

@@ -136,6 +136,13 @@ def test_unreadable_files(tmp_path):
             load_config(tmp_path / name)
 
 
+def test_a_leading_tilde_is_the_home_folder(write, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    config = load_config(write("a.yml", "output_dir: ~/runs"), ["data.train=~/images", "model.weights=w~.pdparams"])
+    assert (config.output_dir, config.data.train) == ("/home/someone/runs", "/home/someone/images")
+    assert config.model.weights == "w~.pdparams"
+
+
 def test_empty_file_is_all_defaults(write):
     assert load_config(write("empty.yml", "# nothing\n")) == Config()
 

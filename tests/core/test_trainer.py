@@ -130,6 +130,8 @@ def test_a_finished_run_resumes_to_its_result(tmp_path):
 def test_nothing_to_resume_is_said(tmp_path, capsys):
     assert Trainer(TinyStage(), batches, TrainerSettings(1), tmp_path / "c").run(resume=True).iterations == 1
     assert "nothing to resume" in capsys.readouterr().out
+    Trainer(TinyStage(), batches, TrainerSettings(1), tmp_path / "c").run()
+    assert "starting over" in capsys.readouterr().out
 
 
 def test_nan_stops_the_run_and_keeps_the_checkpoint(tmp_path):

@@ -29,6 +29,18 @@ def test_a_sound_set_and_absent_ones(root):
     assert not (root / "Set5" / "LR_bicubic").exists()
 
 
+def test_a_root_without_any_set_is_a_problem(root):
+    report = prepare_data(root / "Set5")
+    assert "holds none of the test sets Set5" in report.problems[0] and "Set5/Set5/HR" in report.problems[0]
+    assert not prepare_data(root, names=["Set5"]).problems and prepare_data(root, names=["Mine"]).problems
+
+
+def test_an_image_below_the_scale_is_a_problem(root):
+    write_rgb8(root / "Mine" / "HR" / "dot.png", _image(0)[:3, :3])
+    report = prepare_data(root, [4], make_lr=True, names=["Mine"])
+    assert "dot.png: 3x3 pixels" in report.problems[0] and report.sets[0].lr == {4: "incomplete"}
+
+
 def test_lr_is_made_and_completed(root):
     assert prepare_data(root, [2], make_lr=True).sets[0].lr == {2: "complete, 5 made now"}
     folder = root / "Set5" / "LR_bicubic" / "X2"

@@ -91,6 +91,36 @@ def test_the_full_precision_graph_is_the_paddle_network(scale, size):
     assert np.abs(load_upscaler(packed, threads=1).upscale(image) - expected).max() < 1e-5
 
 
+def test_a_quantized_convolution_of_the_frame_is_the_paddle_network():
+    """Not in the default plan, but a plan of one's own may name it."""
+    paddle = pytest.importorskip("paddle")
+    from ppsr2q.deploy.packing import pack
+    from ppsr2q.quant import Plan, PlanEntry, calibrate, get_bounds, quantize
+    from ppsr2q.spr2q.fuse import fuse
+    from ppsr2q.workflow.networks import upscaler
+    from tests.deploy.networks import random_network
+    network, plan = random_network(), Plan([PlanEntry("conv_after_body")], 4)
+    student, image = quantize(network, plan), np.random.default_rng(0).random((24, 20, 3), dtype=np.float32)
+    calibrate(student, paddle.to_tensor(image.transpose(2, 0, 1)[None]))
+    bounds = get_bounds(student)
+    fuse(student, plan.resolve(network))
+    packed = pack(student, {"name": "mambairv2_light", "scale": 2}, plan, bounds, {})
+    found = load_upscaler(packed, 1, "float").upscale(image)
+    assert np.abs(found - upscaler(student)(image)).max() < 1e-4 < np.abs(found - upscaler(network)(image)).max()
+
+
+def test_a_failing_engine_and_wrong_images_are_named(monkeypatch):
+    loaded, image = load_upscaler(random_model(), threads=1), np.zeros((5, 7, 3), np.float32)
+
+    def fails(images):
+        raise Exception("bad allocation\nat line 7")
+    monkeypatch.setattr(loaded, "run", fails)
+    with pytest.raises(UserError, match=r"ONNX Runtime failed on an image of 7 x 5 pixels \(bad allocation\); tiles"):
+        loaded.upscale(image)
+    with pytest.raises(ValueError, match="float32 of shape"):
+        loaded.upscale(image.astype(np.float64))
+
+
 def test_a_packed_file_runs_and_bad_arguments_are_named(tmp_path):
     write_packed(tmp_path / "m.safetensors", random_model())
     loaded = load(tmp_path / "m.safetensors", threads=1, engine="onnxruntime")

@@ -13,7 +13,7 @@ import pytest
 from ppsr2q.core import native_build
 from ppsr2q.core.errors import UserError
 from ppsr2q.deploy import load
-from ppsr2q.deploy.packed import PackedModel, write_packed
+from ppsr2q.deploy.packed import PackedModel, TensorQuantizer, write_packed
 from ppsr2q.deploy.runtime import Runtime, library
 from ppsr2q.workflow.networks import upscaler
 from tests.deploy.fuzz_runtime import fuzz
@@ -240,6 +240,27 @@ def test_a_model_that_does_not_fit_is_refused(at_4_bits):
     floats = {**model.floats, "conv_first.bias": np.zeros(47, np.float32)}
     with pytest.raises(UserError, match="conv_first.bias: expected 48 numbers, got 47"):
         Runtime(PackedModel(model.architecture, model.quantizers, model.codes, floats, model.metadata))
+
+
+def test_what_it_would_not_quantize_is_refused(at_4_bits):
+    model = at_4_bits[1]
+    layer = "layers.0.residual_group.layers.0.assm.points.one_hot"
+    for name, bounds, said in (("conv_after_body.input", (-1, 1), "takes it in floating point only"),
+                               (layer, (0, 2), "bounds of 0 and 1 only")):
+        quantizers = {**model.quantizers, name: TensorQuantizer(4, *bounds)}
+        with pytest.raises(UserError, match=said):
+            Runtime(PackedModel(model.architecture, quantizers, model.codes, model.floats, model.metadata))
+
+
+def test_an_image_beyond_the_free_memory_is_refused_unless_as_large_a_one_went_before(at_4_bits, monkeypatch):
+    runtime, image = Runtime(at_4_bits[1], 1), random_image(20, 24)
+    monkeypatch.setattr("ppsr2q.deploy.runtime.engine.available_memory", lambda: 32 * 32 * 1700 - 1)
+    with pytest.raises(UserError, match=r"24 x 20 pixels needs about .* use tiles \(--tile\)"):
+        runtime.upscale(image)
+    monkeypatch.setattr("ppsr2q.deploy.runtime.engine.available_memory", lambda: 32 * 32 * 1700)
+    runtime.upscale(image)
+    monkeypatch.setattr("ppsr2q.deploy.runtime.engine.available_memory", lambda: 0)  # this process keeps what it took
+    runtime.upscale(image)
 
 
 def test_a_file_is_all_it_needs(at_4_bits, tmp_path):

@@ -51,6 +51,23 @@ def test_refusals(test_set, tmp_path):
         evaluate(bicubic_upscaler(2), [])
 
 
+def test_an_image_too_small_to_measure_is_named_before_it_is_enlarged(tmp_path):
+    write_rgb8(tmp_path / "Tiny" / "HR" / "a.png", np.zeros((14, 40, 3), np.uint8))
+    with pytest.raises(UserError, match="Tiny/a of 40x14 pixels .* too small"):
+        evaluate(lambda lr: pytest.fail("enlarged"), [TestSet(tmp_path, "Tiny", 2)])
+
+
+def test_the_protocol_says_where_small_images_come_from(test_set, tmp_path):
+    for name in "ab":
+        write_rgb8(tmp_path / "Flat" / "LR_bicubic" / "X2" / f"{name}.png", np.full((16, 16, 3), 100, np.uint8))
+    write_rgb8(tmp_path / "Other" / "HR" / "c.png", np.zeros((32, 32, 3), np.uint8))
+    given, made = TestSet(tmp_path, "Flat", 2), TestSet(tmp_path, "Other", 2)
+    assert evaluate(bicubic_upscaler(2), [given])["protocol"]["lr"] == "as found in LR_bicubic of Flat"
+    assert evaluate(bicubic_upscaler(2), [given, made])["protocol"]["lr"] == (
+        "as found in LR_bicubic of Flat; else MATLAB-exact bicubic of the 8-bit HR image")
+    assert evaluate(bicubic_upscaler(2), [made])["protocol"]["lr"] == PROTOCOL["lr"]
+
+
 def test_table(test_set):
     text = format_results(evaluate(lambda lr: lr.repeat(2, 0).repeat(2, 1) + np.float32(1 / 255), [test_set]))
     assert "Flat       2      49.45  " in text and "scale: 2" in text

@@ -79,6 +79,11 @@ def broken(model, **changes):
     return state
 
 
+def test_the_converter_writes_safetensors_only(tmp_path, capsys):
+    assert convert(["in.pth", str(tmp_path / "out.pdparams")]) == 2
+    assert "ends in .safetensors" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 def test_wrong_checkpoints_are_refused_by_name(model, tmp_path):
     before = official_state(model)
     with pytest.raises(UserError, match=r"FILE.*missing: norm\.bias"):

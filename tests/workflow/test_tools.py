@@ -192,7 +192,7 @@ def test_damaged_models_are_refused(exported, out, tmp_path):
     assert "'rectifiers'" in said and "fused model" in said and "packed model" in said
 
 
-def test_a_parity_failure_leaves_with_code_3(exported, options, monkeypatch):
+def test_a_parity_failure_leaves_with_code_3_and_what_was_there(exported, options, out, monkeypatch):
     from ppsr2q.core.config import load_config
     from ppsr2q.core.errors import ParityError
     from ppsr2q.workflow import cli, exporting
@@ -207,8 +207,10 @@ def test_a_parity_failure_leaves_with_code_3(exported, options, monkeypatch):
 
     def export():
         exporting.export(load_config(ROOT / CONFIG, overrides), CONFIG, ["fused"])
-    with pytest.raises(ParityError, match="0.001"):
+    files = {path: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+    with pytest.raises(ParityError, match="fused.safetensors differs .* 0.001 .* it was not written"):
         export()
+    assert files == {path: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
     with pytest.raises(SystemExit) as left:
         cli.run(export)
     assert left.value.code == 3
@@ -232,19 +234,37 @@ def test_what_stages_do_not_belong_together_is_refused(exported, options, out):
     assert "--stage bounds is of runs without rectifiers" in said
 
 
-def test_a_table_of_other_rectifiers_is_not_exported(exported, options, out):
+@pytest.mark.parametrize("changed, stage, message", [
+    ("rectifiers", "osrc", "spr2q_table.safetensors: made from another rectifiers.safetensors .*run tools/route_calib.py"),
+    ("spr2q_table", "fused", "fused.safetensors: made from another spr2q_table.safetensors .*run tools/export.py")])
+def test_what_was_made_from_something_older_is_refused(exported, options, out, changed, stage, message):
     from ppsr2q.core.config import load_config
     from ppsr2q.core.files import load_artifact, save_artifact
-    from ppsr2q.workflow.exporting import load_calibrated
-    path = out / "rectifiers.safetensors"
+    from ppsr2q.workflow.stages import network_of_stage
+    path = out / f"{changed}.safetensors"
     before, artifact = path.read_bytes(), load_artifact(path)
-    name = next(name for name in artifact.tensors if name.startswith("rectifiers/"))
-    save_artifact(path, {**artifact.tensors, name: artifact.tensors[name] + 1}, artifact.kind, artifact.metadata)
+    name = next(name for name in artifact.tensors if name.startswith("bounds/"))
+    save_artifact(path, {**artifact.tensors, name: artifact.tensors[name] * 2}, artifact.kind, artifact.metadata)
+    config = load_config(ROOT / CONFIG, options[3::2])
     try:
-        with pytest.raises(UserError, match="made from other rectifiers than those in .*run tools/route_calib.py again"):
-            load_calibrated(load_config(ROOT / CONFIG, options[3::2]), CONFIG)
+        with pytest.raises(UserError, match=message):
+            network_of_stage(config, CONFIG, stage)
     finally:
         path.write_bytes(before)
+    network_of_stage(config, CONFIG, stage)
+
+
+def test_a_fused_network_of_another_scale_is_refused(exported, options, out):
+    said = tool("evaluate", *options, "-o", "model.scale=4", "--sets", "Embedded", expect=2)
+    assert "fused.safetensors: holds mambairv2_light x2, but the config is of mambairv2_light x4" in said
+
+
+def test_where_nothing_can_be_written_is_said_at_once(exported, options, out, tmp_path):
+    (tmp_path / "file").write_text("")
+    blocked = tmp_path / "file" / "below"
+    assert f"{blocked}: files cannot be written there" in tool("train", *options, "-o", f"output_dir={blocked}", expect=2)
+    said = tool("evaluate", *options, "--sets", "Embedded", "--json", blocked / "r.json", expect=2)
+    assert "files cannot be written there" in said and "evaluating" not in said
 
 
 @pytest.mark.parametrize("option, culprit", [
