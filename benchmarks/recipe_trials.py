@@ -50,6 +50,7 @@ TRIALS: Dict[str, List[str]] = {
     "all x4, features x0.02, ground truth throughout": [
         *_LESS_FEATURES, "loss.truth_weight=0.5", "train.final_share=1", "train.final_lr_patch=32", "train.final_batch=4"],
     "all x4, no features": [*_ALL_X4, "loss.feature_weight=0"],
+    "all x4, teacher's norm x0.004": [*_ALL_X4, *_TEACHERS_NORM],
     "all x4, one order": _ONE_ORDER,
     "all x4, one order, teacher's norm x0.004": [*_ONE_ORDER, *_TEACHERS_NORM],
     "all x4, one order, teacher's norm x0.004, gates x0.1": [*_ONE_ORDER, *_TEACHERS_NORM, "train.lr_gate=1e-3"],
