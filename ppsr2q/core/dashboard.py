@@ -7,6 +7,8 @@ from typing import Any, Mapping, Optional, Sequence, Union
 import numpy as np
 from visualdl import LogWriter
 
+from ppsr2q.core.config import flatten
+
 
 class Dashboard:
     """Writes event files into ``logdir`` (made if missing), or nothing at all when it is None.
@@ -40,29 +42,14 @@ class Dashboard:
         if self._writer is not None:
             self._writer.add_image(tag=tag, img=picture, step=step)
 
-    def text(self, tag: str, text: str, step: int = 0) -> None:
-        """A text, for example the config as YAML."""
-        if self._writer is not None:
-            self._writer.add_text(tag=tag, text_string=text, step=step)
-
     def hyperparameters(self, values: Mapping[str, Any], metrics: Sequence[str]) -> None:
         """Nested options under dotted names, beside the curves (tags of scalars) that judge them."""
         if self._writer is not None:
-            self._writer.add_hparams(hparams_dict=_flat(values), metrics_list=list(metrics))
+            numbers = {key: value if type(value) in (int, float) else str(value)  # VisualDL takes numbers and text only
+                       for key, value in flatten(values).items()}
+            self._writer.add_hparams(hparams_dict=numbers, metrics_list=list(metrics))
 
     def close(self) -> None:
         """Write out what is buffered."""
         if self._writer is not None:
             self._writer.close()
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict:
-    """VisualDL takes numbers and text only."""
-    flat = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            flat[f"{prefix}{key}"] = value if number else str(value)
-    return flat

@@ -6,10 +6,7 @@ import random
 import numpy as np
 import paddle
 
-from ppsr2q.core.environment import library_versions
 from ppsr2q.core.errors import UserError
-
-__all__ = ["library_versions", "seed_everything", "select_device"]
 
 
 def select_device(name: str = "auto") -> str:

@@ -18,7 +18,6 @@ def test_written_files_can_be_read_back(tmp_path):
     dashboard.scalar("train/loss", np.float32(0.5), 2)
     dashboard.histogram("bounds/fc1", np.array([[0, 1], [1, np.nan]], np.float32), 2, buckets=2)
     dashboard.image("crop", picture, 2)
-    dashboard.text("config", "seed: 10")
     dashboard.hyperparameters({"train": {"lr": 0.1, "clip": None}, "augment": True}, ["train/loss"])
     dashboard.close()
     (file,) = (tmp_path / "log").iterdir()
@@ -29,7 +28,6 @@ def test_written_files_can_be_read_back(tmp_path):
     assert list(histogram.histogram.hist) == [1, 2]
     (image,) = reader.get_data("image", "crop")
     np.testing.assert_array_equal(Image.open(io.BytesIO(image.image.encoded_image_string)), picture)
-    assert reader.get_data("text", "config")[0].text.encoded_text_string == "seed: 10"
     names = {info.name for info in reader.get_data("hyper_parameters", "hparam")[0].hparam.hparamInfos}
     assert names == {"train.lr", "train.clip", "augment"}
 
@@ -40,7 +38,6 @@ def test_none_writes_nothing(tmp_path, monkeypatch):
     dashboard.scalar("a", 1.0, 1)
     dashboard.histogram("b", np.ones(2), 1)
     dashboard.image("c", np.zeros((2, 2, 3), np.uint8), 1)
-    dashboard.text("d", "e")
     dashboard.hyperparameters({"a": 1}, [])
     dashboard.close()
     assert not list(tmp_path.iterdir())
