@@ -31,7 +31,6 @@ _LATENT = [*_RELATIVE, "train.finetune=latent"]
 _ALL = [*_RELATIVE, "train.finetune=all"]
 _ALL_X4 = [*_ALL, "train.lr_latent=8e-4", "train.lr_float=4e-4"]
 _LESS_FEATURES = [*_ALL_X4, "loss.feature_weight=0.1"]
-_ONE_ORDER = [*_ALL_X4, "loss.feature_weight=0.1", "train.student_routing=true"]
 _TEACHERS_NORM = ["loss.feature_norm=teacher", "loss.feature_weight=0.02"]
 TRIALS: Dict[str, List[str]] = {
     "paper": ["train.warmup=0"],
@@ -51,9 +50,6 @@ TRIALS: Dict[str, List[str]] = {
         *_LESS_FEATURES, "loss.truth_weight=0.5", "train.final_share=1", "train.final_lr_patch=32", "train.final_batch=4"],
     "all x4, no features": [*_ALL_X4, "loss.feature_weight=0"],
     "all x4, teacher's norm x0.004": [*_ALL_X4, *_TEACHERS_NORM],
-    "all x4, one order": _ONE_ORDER,
-    "all x4, one order, teacher's norm x0.004": [*_ONE_ORDER, *_TEACHERS_NORM],
-    "all x4, one order, teacher's norm x0.004, gates x0.1": [*_ONE_ORDER, *_TEACHERS_NORM, "train.lr_gate=1e-3"],
     "all x4, features x0.1, equalized, closed form": [*_ALL_X4, "loss.feature_weight=0.5", "quant.equalize=true",
                                                       "rectifier.start=closed_form"],
     "all x4, equalized": [*_ALL_X4, "quant.equalize=true"],

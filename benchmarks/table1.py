@@ -46,10 +46,10 @@ RECIPES = {"rectifiers-only": ["train.finetune=none"], "fine-tuned": []}
 #: ``further`` is for a second piece, on larger crops at half the rates
 SCHEDULES = {
     "full": [],
-    "reduced": ["train.iterations=1800", "train.batch=4", "train.final_lr_patch=48", "train.final_batch=2"],
+    "reduced": ["train.iterations=1500", "train.batch=4", "train.final_lr_patch=48"],
     "further": ["train.iterations=1200", "train.batch=4", "train.lr_patch=48", "train.warmup=0",
-                "train.final_share=0.2", "train.final_batch=2", "train.lr_bounds=5.0e-4", "train.lr_rectifier=1.0e-3",
-                "train.lr_gate=1.0e-3", "train.lr_latent=4.0e-4", "train.lr_float=2.0e-4", "route_calib.batch=4"],
+                "train.lr_bounds=5.0e-4", "train.lr_rectifier=1.0e-3", "train.lr_gate=5.0e-4",
+                "train.lr_latent=4.0e-4", "train.lr_float=2.0e-4"],
 }
 #: PSNR-Y/dB on SETS[:4]. The paper's: SPR²Q by scale and bits
 PAPER = {

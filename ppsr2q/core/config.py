@@ -101,8 +101,6 @@ class TrainConfig:
     lr_float: float = option(1e-4, "learning rate of floating-point parameters", low=0)
     teacher_routing: float = option(0.0, "first share of the steps in which the student routes as its teacher", low=0,
                                     high=1)
-    student_routing: bool = option(False, "in all others the teacher routes as the student, so that both answer in one "
-                                   "order")
     final_share: float = option(0.0, "last share of the steps with their own crops, and ground truth", low=0, high=1)
     final_lr_patch: int = option(64, "side of a low-resolution crop in the final phase", low=8)
     final_batch: int = option(8, "crops per micro-batch and process in the final phase", low=1)

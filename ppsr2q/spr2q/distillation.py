@@ -23,8 +23,6 @@ class Distillation:
         teacher: the full-precision one, same routing; it runs once a batch, and nothing in it is quantized.
         loss: weights and reductions.
         teacher_routing: in iterations below this number the student routes its tokens as the teacher does.
-        student_routing: in all others the teacher routes its tokens as the student does: it then answers for the order
-            that the student will have when it is used.
         validation: student -> figures on crops that are never trained on.
         pictures: student -> pictures by name, uint8 (H, W, 3), for the dashboard.
     """
@@ -32,10 +30,10 @@ class Distillation:
     def __init__(self, student: nn.Layer, teacher: nn.Layer, loss: LossSettings,
                  validation: Optional[Validation] = None,
                  pictures: Optional[Callable[[nn.Layer], Dict[str, np.ndarray]]] = None,
-                 teacher_routing: int = 0, student_routing: bool = False) -> None:
+                 teacher_routing: int = 0) -> None:
         self.student, self.teacher, self.loss = student, teacher, loss
-        self._teacher_routing, self._student_routing = teacher_routing, student_routing
-        self._guide = RoutingGuide(student, teacher, bool(teacher_routing or student_routing or loss.route_weight))
+        self._teacher_routing = teacher_routing
+        self._guide = RoutingGuide(student, teacher, bool(teacher_routing or loss.route_weight))
         self._validation, self._pictures = validation, pictures
         teacher.eval()
         student.eval()
@@ -46,14 +44,10 @@ class Distillation:
         x, iteration = paddle.to_tensor(batch["lr"]), batch.get("iteration", 0)
         # with noisy routing both networks must draw the same noise, and fresh noise every batch
         self.student.routing_seed = self.teacher.routing_seed = iteration
-        leader = "teacher" if iteration < self._teacher_routing else "student" if self._student_routing else None
-        self._guide.lead(leader)
-        if leader == "student":
-            output, features = self.student(x, return_features=True)
         with paddle.no_grad():
             target, target_features = self.teacher(x, return_features=True)
-        if leader != "student":
-            output, features = self.student(x, return_features=True)
+        self._guide.follow_teacher(iteration < self._teacher_routing)
+        output, features = self.student(x, return_features=True)
         terms = hybrid_loss(output, target, features, target_features, self.loss)
         if self.loss.route_weight:
             terms["route"] = self._guide.cross_entropy()
@@ -62,7 +56,7 @@ class Distillation:
             terms["truth"] = pixel_loss(output, paddle.to_tensor(batch["hr"]))
             terms["loss"] = terms["loss"] + self.loss.truth_weight * terms["truth"]
         terms.update(self._guide.figures())
-        self._guide.lead(None)
+        self._guide.follow_teacher(False)
         self._guide.release()
         return terms
 

@@ -1,12 +1,11 @@
-"""Token classes of a teacher and a student: watched, followed by either, and learned.
+"""The teacher's token classes as a guide for the student's: watched, followed, and learned.
 
-A quantized student that sorts its tokens into other classes than its teacher scans them in another order: part of the
-teacher's answer is then out of its reach, and no gradient tells it so. Networks with token routing hold a ``router``
-(logits -> ``ops.Routing``) in every routing layer.
+A quantized student that sorts its tokens into other classes than its teacher scans them in another order, and no
+gradient tells it so. Networks with token routing hold a ``router`` (logits -> ``ops.Routing``) in every routing layer.
 """
 from __future__ import annotations
 
-from typing import Dict, List, Optional
+from typing import Dict, List
 
 import paddle
 from paddle import nn
@@ -29,10 +28,6 @@ class _Watch:
         self.routing = ops.route(logits) if self.follow is None else self.follow.routing
         return self.routing
 
-    def own_classes(self) -> paddle.Tensor:
-        """What its network's own logits say, whatever was followed."""
-        return self.routing.index if self.follow is None else ops.route(self.logits).index
-
 
 def _watch(network: nn.Layer) -> List[_Watch]:
     layers = [layer for layer in network.sublayers() if hasattr(layer, "router")]
@@ -42,7 +37,7 @@ def _watch(network: nn.Layer) -> List[_Watch]:
 
 
 class RoutingGuide:
-    """Watches the routing of a teacher and a student that run on the same batch.
+    """Watches the routing of a teacher and a student that run on the same batch, the teacher first.
 
     Args:
         student, teacher: networks of one architecture.
@@ -62,25 +57,25 @@ class RoutingGuide:
             raise UserError("loss.route_weight and train.teacher_routing do not go with train.recompute: set it to "
                             "false")
 
-    def lead(self, leader: Optional[str]) -> None:
-        """Whose classes and order (of the same batch) both networks take: ``teacher``'s, ``student``'s, or, None, each
-        its own. The leader must run first."""
-        for student, teacher in zip(self._student, self._teacher):
-            student.follow = teacher if leader == "teacher" else None
-            teacher.follow = student if leader == "student" else None
+    def follow_teacher(self, follow: bool) -> None:
+        """Whether the student takes the teacher's classes and order (of the same batch) for its own."""
+        for own, other in zip(self._student, self._teacher):
+            own.follow = other if follow else None
 
     def cross_entropy(self) -> paddle.Tensor:
         """Of the student's route logits to the teacher's classes, mean over layers and tokens; scalar."""
-        terms = [F.cross_entropy(student.logits, teacher.own_classes().astype("int64").unsqueeze(-1))
-                 for student, teacher in zip(self._student, self._teacher)]
+        terms = [F.cross_entropy(own.logits, other.routing.index.astype("int64").unsqueeze(-1))
+                 for own, other in zip(self._student, self._teacher)]
         return paddle.stack(terms).mean()
 
     def figures(self) -> Dict[str, paddle.Tensor]:
-        """``flipped``: share of tokens whose own classes of the two networks differ; none without routing."""
+        """``flipped``: share of tokens for which the student's own class is not the teacher's; none without routing."""
         if not self._student:
             return {}
-        shares = [(student.own_classes() != teacher.own_classes()).astype("float32").mean()
-                  for student, teacher in zip(self._student, self._teacher)]
+        shares = []
+        for own, other in zip(self._student, self._teacher):
+            index = own.routing.index if own.follow is None else ops.route(own.logits).index
+            shares.append((index != other.routing.index).astype("float32").mean())
         return {"flipped": paddle.stack(shares).mean()}
 
     def release(self) -> None:

@@ -82,7 +82,7 @@ def train(config: Config, resume: bool = False) -> TrainResult:
              "latent": train.lr_latent, "float": train.lr_float}
     validation, pictures = _watchers(config, quantized.teacher)
     stage = GroupTraining(student, quantized.teacher, _loss(config), validation, pictures,
-                          round(train.teacher_routing * train.iterations), train.student_routing, learning_rates=rates,
+                          round(train.teacher_routing * train.iterations), learning_rates=rates,
                           finetuned=finetuned_parameters(student, quantized.tensors, train.finetune))
     result = run_stage(config, stage, phased_batches(config),
                   _trainer_settings(config, train.iterations, train.warmup, train.average_last), metadata, resume)

@@ -51,10 +51,10 @@ def test_following_sorts_as_the_teacher_and_still_counts_the_students_own_classe
     guide = RoutingGuide(student, teacher, True)
     order = teacher(None).numpy()
     assert order.ravel().tolist() == [1, 3, 2]
-    guide.lead("teacher")
+    guide.follow_teacher(True)
     np.testing.assert_array_equal(student(None).numpy(), order)
     assert float(guide.figures()["flipped"]) == pytest.approx(2 / 3)
-    guide.lead(None)
+    guide.follow_teacher(False)
     assert student(None).numpy().ravel().tolist() == [1, 2, 3]
 
 
