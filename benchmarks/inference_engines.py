@@ -115,6 +115,13 @@ def first_look(name: str, folder: Path, size: Tuple[int, int], threads: int, tim
     return {**found, "psnr_y": evaluate(upscale, [TestSet(data, test_set, scale)])[test_set]["psnr_y"]}
 
 
+def parts(folder: Path, networks: Sequence[str], size: Tuple[int, int], rounds: int, threads: int) -> Dict[str, float]:
+    """Network -> median seconds in our runtime on an image of (height, width)."""
+    calls = {name: functools.partial(_runtime(folder / f"{name}.safetensors", threads), _image(*size))
+             for name in networks}
+    return {name: median(samples) for name, samples in timing.interleave(calls, rounds).items()}
+
+
 def growth(name: str, folder: Path, sides: Sequence[int], rounds: int, threads: int) -> Dict[str, float]:
     """Side of a square image -> median seconds."""
     upscale = make(name, folder, threads)

@@ -26,6 +26,22 @@ class Network:
     overrides: Tuple[Tuple[str, Optional[int]], ...] = ()
 
 
+#: Parts of the network -> the tensors of the plan that belong to them.
+PARTS: Dict[str, Tuple[str, ...]] = {
+    "linear layers and 1x1 convolutions": ("**.q.*", "**.k.*", "**.v.*", "**.proj.*", "**.fc1.*", "**.fc2.*",
+                                           "**.in_proj.0.*", "**.out_proj.*", "**.route.*.*"),
+    "products of the attention": ("**.win_mhsa.points.*",),
+    "depth-wise convolutions": ("**.sg.conv.*", "**.CPE.0.*"),
+    "scan and prompts": ("**.selectiveScan.points.*", "**.assm.points.*", "**.points.embeddingA"),
+}
+PART_BITS = (8, 4)
+
+
+def part_network(part: str, bits: int) -> str:
+    """Key in ``NETWORKS`` of the network in which nothing but a part is quantized."""
+    return f"part{list(PARTS).index(part)}_w{bits}a{bits}"
+
+
 #: File stem -> network. ``int8`` is what other engines turn into integer kernels: linear layers and 1x1 convolutions,
 #: nothing else, and weights of 7 bits, because without VNNI instructions products of 8 x 8 bits saturate in OpenVINO.
 NETWORKS: Dict[str, Network] = {
@@ -35,6 +51,8 @@ NETWORKS: Dict[str, Network] = {
                         ("**.fc1.weight", 7), ("**.fc2.weight", 7), ("**.in_proj.0.weight", 7),
                         ("**.route.*.weight", 7))),
     **{f"w{bits}a{bits}": Network(bits) for bits in (8, 4, 2, 1)},
+    **{part_network(part, bits): Network(bits, (("**", None), *((pattern, bits) for pattern in patterns)))
+       for part, patterns in PARTS.items() for bits in PART_BITS},
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
-from benchmarks.inference_plan import ENGINES, GROWING, LARGEST
+from benchmarks.inference_plan import ENGINES, GROWING, LARGEST, PART_BITS, PARTS, part_network
 from benchmarks.speed_report import FLATNESS, flatness, met_or_missed
 
 Record = Mapping[str, Any]
@@ -51,6 +51,19 @@ def _ratio_line(text: str, seconds: Mapping[str, float], slow: Optional[str], fa
     return f"| {text} ({slow}) | {found:.2f}× | {target}× | {stretch} | {met_or_missed(found >= target)} |"
 
 
+def _parts(seconds: Mapping[str, Any]) -> List[str]:
+    """What quantizing one part of the network alone saves, and what all of it."""
+    if "skipped" in seconds:
+        return []
+    rows = {part: [part_network(part, bits) for bits in PART_BITS] for part in PARTS}
+    rows["all of the plan"] = [f"w{bits}a{bits}" for bits in PART_BITS]
+    lines = ["", f"| quantized, our runtime, {LARGEST} | " + " | ".join(f"{bits} bits" for bits in PART_BITS) + " |",
+             "|---|" + "---:|" * len(PART_BITS), "| nothing | " + " | ".join([f"{seconds['fp32']:.3f} s"] * len(PART_BITS))
+             + " |"]
+    return lines + [f"| {text} | " + " | ".join(f"{seconds[name] - seconds['fp32']:+.3f} s" for name in names) + " |"
+                    for text, names in rows.items()]
+
+
 def _targets(record: Record) -> List[str]:
     seconds = seconds_of(record, LARGEST)
     lines = [f"| target, {LARGEST} | measured | target | stretch | |", "|---|---:|---:|---:|---|",
@@ -93,6 +106,7 @@ def markdown(record: Record) -> str:
         lines.append(f"| {name} | {' | '.join(_cell(case[name]) for case in cases.values())} | {_loss(figures)} | {text} |")
     lines += ["", *_targets(record), "", "| network | packed file | made how |", "|---|---:|---|"]
     lines += [f"| {name} | {network['bytes']:,} B | {network['origin']} |" for name, network in results["networks"].items()]
+    lines += _parts(results["parts"])
     growth = results["growth"]
     if "skipped" in growth:
         lines += ["", f"Growth with pixels, {GROWING}: skipped: {growth['skipped']}"]

@@ -26,8 +26,8 @@ from typing import Any, Callable, Dict, List, Tuple
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import inference_engines as engines, inference_report, speed_tool  # noqa: E402
-from benchmarks.inference_plan import (CASES, ENGINES, FULL_PRECISION, GROWING, LARGEST, ROUNDS, SEED,  # noqa: E402
-                                       SIDES, SLOW, SMALLEST)
+from benchmarks.inference_plan import (CASES, ENGINES, FULL_PRECISION, GROWING, LARGEST, PART_BITS,  # noqa: E402
+                                       PARTS, ROUNDS, SEED, SIDES, SLOW, SMALLEST, part_network)
 from benchmarks.timing import REST, DoesNotFit, Worker, in_child, interleave  # noqa: E402
 from ppsr2q.core.errors import UserError  # noqa: E402
 from ppsr2q.workflow import cli  # noqa: E402
@@ -50,21 +50,22 @@ class Measurement:
         self._threads = arguments.threads
 
     def run(self) -> Results:
-        """``networks``, ``cases`` and ``growth`` of the record."""
+        """``networks``, ``cases``, ``growth`` and ``parts`` of the record."""
         from benchmarks.inference_networks import make_networks
         from ppsr2q.data.embedded import TEST_SET, write_embedded
         images = write_embedded(self._folder / "embedded")
         arguments = self._arguments
         names = list(dict.fromkeys(engine.network for engine in ENGINES.values()))
-        origins = in_child(make_networks, self._folder, names, arguments.weights, arguments.models, images / "train",
+        alone = [] if arguments.quick else [part_network(part, bits) for part in PARTS for bits in PART_BITS]
+        origins = in_child(make_networks, self._folder, names + alone, arguments.weights, arguments.models, images / "train",
                            arguments.quick, environment=self._environment())
-        self._say("packed models: " + ", ".join(f"{name} ({origin})" for name, origin in origins.items()))
+        self._say("packed models: " + ", ".join(f"{name} ({origins[name]})" for name in names))
         networks = {name: {"origin": origin, "bytes": (self._folder / f"{name}.safetensors").stat().st_size}
-                    for name, origin in origins.items()}
+                    for name, origin in origins.items() if name in names}
         test_set = (str(arguments.data), "Set5") if arguments.data else (str(_cropped(images)), TEST_SET)
         first = self._first_looks(*test_set)
         cases = {name: self._case(name, first) for name in CASES}
-        return {"networks": networks, "cases": cases, "growth": self._growth()}
+        return {"networks": networks, "cases": cases, "growth": self._growth(), "parts": self._parts(alone)}
 
     def _child(self, function: Callable, *arguments: Any) -> Any:
         return in_child(function, *arguments, seconds=self._arguments.limit, environment=self._environment())
@@ -118,6 +119,13 @@ class Measurement:
         finally:
             for worker in workers.values():
                 worker.close()
+
+    def _parts(self, alone: List[str]) -> Results:
+        """Seconds of our runtime where only one part of the network is quantized, and where nothing and all is."""
+        if not alone:
+            return {"skipped": "quick"}
+        whole = [f"w{bits}a{bits}" for bits in PART_BITS]
+        return self._child(engines.parts, self._folder, ["fp32", *alone, *whole], CASES[LARGEST], ROUNDS, self._threads)
 
     def _growth(self) -> Results:
         sides = SIDES[:3] if self._arguments.quick else SIDES

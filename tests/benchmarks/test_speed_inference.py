@@ -42,6 +42,16 @@ def test_integer_networks_of_other_engines_quantize_linear_layers_only():
     assert {bits[name] for name in quantized if name.endswith(".input")} == {8}
 
 
+def test_every_quantized_tensor_belongs_to_one_part():
+    layers = ARCHITECTURES["mambairv2_light"][1](4).layers
+    quantized = [{t.name for t in Plan(PLAN_ENTRIES["mambairv2_light"], network.bits, dict(network.overrides)
+                                       ).resolve_kinds(layers, "a test") if t.bits}
+                 for network in (inference_plan.NETWORKS[inference_plan.part_network(part, 4)]
+                                 for part in inference_plan.PARTS)]
+    whole = {t.name for t in Plan(PLAN_ENTRIES["mambairv2_light"], 4).resolve_kinds(layers, "a test") if t.bits}
+    assert set().union(*quantized) == whole and sum(map(len, quantized)) == len(whole)
+
+
 def test_given_models_are_taken_and_wrong_ones_named(tmp_path):
     given = tmp_path / "given"
     write_packed(given / "w4a4.safetensors", random_model(bits=2, scale=4))
@@ -64,12 +74,14 @@ def _record(**seconds):
     case = {name: {"skipped": "a test"} for name in NAMES}
     case.update({name: {"seconds": s, "peak_bytes": 2**28, "psnr_y": 32.0 - loss, "psnr_loss": loss}
                  for name, (s, loss) in seconds.items()})
-    networks = {name: {"bytes": 10**6, "origin": "a test"} for name in inference_plan.NETWORKS}
+    networks = {engine.network: {"bytes": 10**6, "origin": "a test"} for engine in inference_plan.ENGINES.values()}
+    parts = {name: 0.9 for name in inference_plan.NETWORKS}
+    parts.update(fp32=1.0, part0_w4a4=0.75, part0_w8a8=0.7)
     growth = {"64": {"seconds": 1.0, "seconds_per_pixel": 1.0}, "128": {"seconds": 4.4, "seconds_per_pixel": 1.1}}
     protocol = {"threads": 2, "quick": False, "engines": {name: e.text for name, e in inference_plan.ENGINES.items()},
                 **{key: key for key in ("network", "weights", "psnr", "seconds", "peak_bytes", "memory_handling")}}
     return {"cases": {name: case for name in inference_plan.CASES}, "machine": {"cpu": "a CPU", "cores": 2},
-            "commit": "abc", "date": "today", "protocol": protocol, "results": {"networks": networks, "growth": growth}}
+            "commit": "abc", "date": "today", "protocol": protocol, "results": {"networks": networks, "growth": growth, "parts": parts}}
 
 
 def test_the_report_compares_with_the_fastest_engines_that_are_not_ours(tmp_path):
@@ -82,6 +94,7 @@ def test_the_report_compares_with_the_fastest_engines_that_are_not_ours(tmp_path
     assert "loses at most 0.05 dB (openvino_int8) | 2.00× |" in text
     assert "| W4A4 over our own (runtime_fp32) | 1.50× | 1.5× |  | met |" in text
     assert "| W4A4 over our own | not run | 1.1× |" in text and "| peak memory of W4A4 | 256 MiB | ≤ 300 MiB |" in text
+    assert "| linear layers and 1x1 convolutions | -0.300 s | -0.250 s |" in text and "| nothing | 1.000 s |" in text
     assert "| openvino_bf16 | skipped: a test | skipped: a test |" in text and "30.80 (-1.20)" in text
     inference_report.plot(record, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
