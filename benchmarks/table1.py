@@ -163,6 +163,10 @@ def _label(bits: int, recipe: str, record: Optional[Mapping[str, Any]]) -> str:
     before = [piece for piece in steps.get("earlier", []) if piece["bits"] == bits]
     trained = " + ".join(f"{piece['iterations']:,} iterations of batch {piece['batch']} at LR "
                          f"{piece['lr_patch']}x{piece['lr_patch']}" for piece in [*before, steps["train"]])
+    train = steps["train"]
+    if train["final_share"]:
+        trained += (f" (the last {train['final_share']:.0%} of batch {train['final_batch']} at "
+                    f"{train['final_lr_patch']}x{train['final_lr_patch']})")
     return f"{label}, {trained}, {record['results']['bytes'] / 1e6:.2f} MB"
 
 

@@ -31,13 +31,15 @@ def at_root(monkeypatch):
 def _record(folder, weights):
     write_record(folder / "x2_w4a4_fine-tuned.json", "a row", {"bytes": 765432, "Set5": {"psnr_y": 37.81}}, how="pytest",
                  seconds=1.0, fingerprint=table1.fingerprint(2, 4, weights),
-                 schedule={"train": {"iterations": 77, "batch": 4, "lr_patch": 32}})
+                 schedule={"train": {"iterations": 77, "batch": 4, "lr_patch": 32, "final_share": 0.25, "final_batch": 2,
+                                     "final_lr_patch": 64}})
 
 
 def test_a_row_says_what_was_trained_and_what_the_paper_has(tmp_path):
     _record(tmp_path, runs.OFFICIAL_WEIGHTS[2])
     text = table1.render(tmp_path)
-    assert ("| W4A4, best (fine-tuned), 77 iterations of batch 4 at LR 32x32, 0.77 MB | 37.81 (37.72) | "
+    assert ("| W4A4, best (fine-tuned), 77 iterations of batch 4 at LR 32x32 (the last 25% "
+            "of batch 2 at 64x64), 0.77 MB | 37.81 (37.72) | "
             "not run (33.27) | not run (31.94) | not run (31.53) | not run | not run |") in text
     assert "| W4A4, best (rectifiers-only) | not run (37.72)" in text and "†" not in text
     assert "FSRCNN, full precision, as published: Set5 37.00" in text
