@@ -1,8 +1,9 @@
 // Depth-wise convolution of a run of pixels of one row, channels last, padded with an exact 0 behind the quantizer:
 // on codes where input and weight are quantized, on floats otherwise.
 //
-// On codes a word holds the codes of one channel in neighbouring rows, so that one product takes several taps. Rows are
-// flat (pixel x, channel c at x channels + c), taps repeated to a period that vectors divide.
+// On codes a word holds the codes of one channel in neighbouring rows, so that one product takes several taps. Some rows
+// of output share the words that they read, each with taps of its own, which are 0 for rows that are not its neighbours.
+// Rows are flat (pixel x, channel c at x channels + c), taps repeated to a period that vectors divide.
 #pragma once
 
 #include <memory>
@@ -20,6 +21,7 @@ namespace runtime {
 
 constexpr int PERIOD = 48;  // a multiple of every LANES and of both numbers of channels
 constexpr int LARGEST_KERNEL = 5;
+constexpr int MOST_ROWS = 4;  // of output that share their words
 constexpr int DEPTHWISE_VECTORS = 4;  // vectors, a period apart, that share their taps
 
 // What is convolved: codes where the convolution's input is quantized, floats otherwise.
@@ -32,7 +34,7 @@ struct ImagePlane {
 struct alignas(ALIGNMENT) DepthwiseScratch {
     static constexpr int ROW = (BLOCK + LARGEST_KERNEL - 1) * CHANNELS + PERIOD;
     std::int32_t words[LARGEST_KERNEL * ROW];  // of codes; or the rows as floats
-    std::int32_t column_sums[ROW];
+    std::int32_t column_sums[MOST_ROWS * ROW];
     float start[BLOCK * CHANNELS];
     std::uint8_t zeros[ROW];  // all 0
 };
@@ -41,6 +43,10 @@ struct alignas(ALIGNMENT) DepthwiseScratch {
 template <int SIZE, int SIDE>
 class Depthwise {
 public:
+    // Rows of output that share words: with their halo they fill whole ones.
+    static constexpr int ROWS = (SIDE + 3) / 4 * 4 - SIDE + 1;
+    static_assert(ROWS <= MOST_ROWS && SIDE <= LARGEST_KERNEL && WINDOW % ROWS == 0, "sizes of the scratch");
+
     Depthwise(const Source& source, const std::string& name) : input_(source.quantizer(name + ".input")) {
         const Weight weight = source.weight(name + ".weight", name + ".weight", SIZE * TAPS);
         const std::vector<float> bias = source.floats(name + ".bias", SIZE);
@@ -51,7 +57,7 @@ public:
         repeat_taps(shape_, weight.values.data(), false, taps_.data());
         repeat_bias(shape_, bias.data(), bias_.data());
         if (multiplies_codes_) {
-            bytes_ = bytes_fit(input_, weight.levels, 4 * SIDE * ((SIDE + 3) / 4));
+            bytes_ = bytes_fit(input_, weight.levels, 4 * SIDE * ((SIDE + 3) / 4));  // as many as a sum has
             const SignedCodes codes(weight.levels, bytes_);
             scale_ = input_.step * weight.levels.step;
             sum_scale_ = input_.step * codes.lower;
@@ -62,8 +68,15 @@ public:
 
     const Levels& input() const { return input_; }
 
-    // out [count][channels], the convolution at count pixels of row y from column x on; x, count and the image's width
-    // are even.
+    // Prepares scratch for ROWS rows from y on, a multiple of ROWS, at count pixels from column x on; x, count and the
+    // image's width are even.
+    void open(const ImagePlane& plane, int y, int x, int count, DepthwiseScratch& scratch) const {
+        if (multiplies_codes_) {
+            with_dot(bytes_, [&](auto dot) { fill_words<decltype(dot)>(plane, y, x, count, scratch); });
+        }
+    }
+
+    // out [count][channels], the convolution at the pixels of row y, one of those that scratch was opened for.
     void operator()(const ImagePlane& plane, int y, int x, int count, DepthwiseScratch& scratch,
                     float* out) const {
         if (multiplies_codes_) {
@@ -76,26 +89,43 @@ public:
 private:
     static constexpr int TAPS = SIDE * SIDE;
     static constexpr int HALO = SIDE / 2;
+    static constexpr int INPUT_ROWS = ROWS + SIDE - 1;
 
+    // Places in a word at which the first row of an output's neighbours may lie.
+    template <class Dot>
+    static constexpr int offsets() {
+        return std::min(ROWS, Dot::GROUP);
+    }
+
+    // Words that hold the neighbours of an output.
     template <class Dot>
     static constexpr int words() {
-        return (SIDE + Dot::GROUP - 1) / Dot::GROUP;
+        return (offsets<Dot>() - 1 + SIDE + Dot::GROUP - 1) / Dot::GROUP;
     }
 
     void pack_words(const Weight& weight, int shift) {
         with_dot(bytes_, [&](auto dot) {
             using Dot = decltype(dot);
-            for (int tx = 0; tx < SIDE; tx++) {
-                for (int word = 0; word < words<Dot>(); word++) {
-                    for (int i = 0; i < PERIOD; i++) {
-                        memory_.push_back(make_word<Dot>([&](int j) {
-                            const int ty = word * Dot::GROUP + j;
-                            return ty < SIDE ? tap(weight.codes, i % SIZE, ty, tx) - shift : 0;
-                        }));
+            for (int offset = 0; offset < offsets<Dot>(); offset++) {
+                auto word_of = [&](int word, const auto& code) {
+                    return make_word<Dot>([&](int j) {
+                        const int ty = word * Dot::GROUP + j - offset;
+                        return 0 <= ty && ty < SIDE ? code(ty) : 0;
+                    });
+                };
+                for (int tx = 0; tx < SIDE; tx++) {
+                    for (int word = 0; word < words<Dot>(); word++) {
+                        for (int i = 0; i < PERIOD; i++) {
+                            memory_.push_back(word_of(word, [&](int ty) {
+                                return tap(weight.codes, i % SIZE, ty, tx) - shift;
+                            }));
+                        }
                     }
                 }
+                for (int word = 0; word < words<Dot>(); word++) {
+                    ones_.push_back(word_of(word, [](int) { return 1; }));
+                }
             }
-            ones_ = make_word<Dot>([](int) { return 1; });
         });
     }
 
@@ -139,8 +169,7 @@ private:
     template <class Dot>
     void convolve_codes(const ImagePlane& plane, int y, int x, int count, DepthwiseScratch& scratch,
                         float* out) const {
-        const int flat = count * SIZE;
-        fill_words<Dot>(plane, y, x, count, scratch);
+        const int flat = count * SIZE, row = y % ROWS;
         const float* start = edges_.data() + edge_class(y, plane.height) * SIDE * PERIOD;
         const bool inner = x >= HALO && x + count <= plane.width - HALO;
         if (!inner) {
@@ -153,49 +182,56 @@ private:
         for (int phase = 0; phase < std::min(PERIOD, flat); phase += LANES) {
             int i = phase;
             for (; i + (DEPTHWISE_VECTORS - 1) * PERIOD < flat; i += DEPTHWISE_VECTORS * PERIOD) {
-                convolve_vectors<Dot, DEPTHWISE_VECTORS>(scratch, start + (inner ? phase : i),
+                convolve_vectors<Dot, DEPTHWISE_VECTORS>(scratch, row, start + (inner ? phase : i),
                                                          inner ? 0 : PERIOD, phase, i, out);
             }
             for (; i < flat; i += PERIOD) {
-                convolve_vectors<Dot, 1>(scratch, start + (inner ? phase : i), 0, phase, i, out);
+                convolve_vectors<Dot, 1>(scratch, row, start + (inner ? phase : i), 0, phase, i, out);
             }
         }
     }
 
-    // scratch.words [word][flat] and column_sums [flat] of the run and its halo; 0 outside the image.
+    // scratch.words [word][flat] and column_sums [row][flat] of ROWS rows and their halo; 0 outside the image.
     template <class Dot>
     void fill_words(const ImagePlane& plane, int y, int x, int count, DepthwiseScratch& scratch) const {
+        constexpr int FILLED = INPUT_ROWS / Dot::GROUP;
         const auto [first, last] = inside(plane, x, count);
-        const std::uint8_t* rows[SIDE];
-        for (int ty = 0; ty < SIDE; ty++) {
+        const std::uint8_t* rows[INPUT_ROWS];
+        for (int ty = 0; ty < INPUT_ROWS; ty++) {
             const int at = y + ty - HALO;
             rows[ty] = at < 0 || at >= plane.height
                            ? scratch.zeros
                            : plane.codes + ((std::int64_t{at} * plane.width + x - HALO) * SIZE + first);
         }
-        clear(0, first, words<Dot>(), scratch);
-        clear(last, (count + 2 * HALO) * SIZE, words<Dot>(), scratch);
-        const vi ones = broadcast_word(ones_);
-        std::int32_t* to = scratch.words;
-        std::int32_t* sums = scratch.column_sums;
+        clear(0, first, FILLED, scratch);
+        clear(last, (count + 2 * HALO) * SIZE, FILLED, scratch);
         for (int i = first; i < last; i += LANES) {  // pixels, or pairs of them, are whole vectors
-            vi sum = {};
-            for (int word = 0; word < words<Dot>(); word++) {
-                vi codes[Dot::GROUP] = {};
-                for (int j = 0; j < Dot::GROUP && word * Dot::GROUP + j < SIDE; j++) {
+            vi joined[FILLED];
+            for (int word = 0; word < FILLED; word++) {
+                vi codes[Dot::GROUP];
+                for (int j = 0; j < Dot::GROUP; j++) {
                     codes[j] = load_bytes(rows[word * Dot::GROUP + j] + i - first);
                 }
-                const vi joined = join_words<Dot>(codes);
-                store_words(to + word * DepthwiseScratch::ROW + i, joined);
-                sum = Dot::add(sum, joined, ones);
+                joined[word] = join_words<Dot>(codes);
+                store_words(scratch.words + word * DepthwiseScratch::ROW + i, joined[word]);
             }
-            store_words(sums + i, Dot::finish(sum));
+            for (int row = 0; row < ROWS; row++) {
+                const std::int32_t* ones = ones_.data() + row % Dot::GROUP * words<Dot>();
+                vi sum = {};
+                for (int word = 0; word < words<Dot>(); word++) {
+                    sum = Dot::add(sum, joined[row / Dot::GROUP + word], broadcast_word(ones[word]));
+                }
+                store_words(scratch.column_sums + row * DepthwiseScratch::ROW + i, Dot::finish(sum));
+            }
         }
     }
 
     static void clear(int first, int last, int word_count, DepthwiseScratch& scratch) {
         if (first < last) {
-            std::fill(scratch.column_sums + first, scratch.column_sums + last, 0);
+            for (int row = 0; row < ROWS; row++) {
+                std::int32_t* to = scratch.column_sums + row * DepthwiseScratch::ROW;
+                std::fill(to + first, to + last, 0);
+            }
             for (int word = 0; word < word_count; word++) {
                 std::int32_t* to = scratch.words + word * DepthwiseScratch::ROW;
                 std::fill(to + first, to + last, 0);
@@ -204,20 +240,23 @@ private:
     }
 
     template <class Dot, int VECTORS>
-    void convolve_vectors(const DepthwiseScratch& scratch, const float* start, int start_step, int phase, int at,
-                          float* out) const {
+    void convolve_vectors(const DepthwiseScratch& scratch, int row, const float* start, int start_step, int phase,
+                          int at, float* out) const {
+        const std::int32_t* row_taps = memory_.data() + row % Dot::GROUP * SIDE * words<Dot>() * PERIOD + phase;
+        const std::int32_t* row_words = scratch.words + row / Dot::GROUP * DepthwiseScratch::ROW + at;
+        const std::int32_t* row_sums = scratch.column_sums + row * DepthwiseScratch::ROW + at;
         vi sums[VECTORS] = {};
         vi boxes[VECTORS] = {};
         for (int tx = 0; tx < SIDE; tx++) {
             for (int word = 0; word < words<Dot>(); word++) {
-                const vi taps = load_words(memory_.data() + (tx * words<Dot>() + word) * PERIOD + phase);
-                const std::int32_t* p = scratch.words + word * DepthwiseScratch::ROW + at + tx * SIZE;
+                const vi taps = load_words(row_taps + (tx * words<Dot>() + word) * PERIOD);
+                const std::int32_t* p = row_words + word * DepthwiseScratch::ROW + tx * SIZE;
                 for (int v = 0; v < VECTORS; v++) {
                     sums[v] = Dot::add(sums[v], load_words(p + v * PERIOD), taps);
                 }
             }
             for (int v = 0; v < VECTORS; v++) {
-                boxes[v] += load_words(scratch.column_sums + at + tx * SIZE + v * PERIOD);
+                boxes[v] += load_words(row_sums + tx * SIZE + v * PERIOD);
             }
         }
         for (int v = 0; v < VECTORS; v++) {
@@ -257,8 +296,8 @@ private:
     std::vector<float> taps_, bias_;  // of the convolution of floats, repeated to its period
     float scale_ = 0.0f;              // the rest belongs to the convolution of codes
     float sum_scale_ = 0.0f;
-    std::int32_t ones_ = 0;
-    std::vector<std::int32_t> memory_;  // [tap column][word][PERIOD]
+    std::vector<std::int32_t> memory_;  // [offset][tap column][word][PERIOD]
+    std::vector<std::int32_t> ones_;    // [offset][word], 1 for every tap row
     std::vector<float> edges_;          // [row class][column class][PERIOD]
 };
 

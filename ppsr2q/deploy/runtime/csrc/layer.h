@@ -52,7 +52,10 @@ public:
         }
     }
 
-    // fc2 of count pixels of a row: epilogue(row, column, sums).
+    using Convolution = Depthwise<GATE_CHANNELS, 5>;
+    const Convolution& convolution() const { return conv_; }
+
+    // fc2 of count pixels of a row that scratch was opened for: epilogue(row, column, sums).
     template <class Epilogue>
     void close(const GatePlanes& planes, int y, int x, int count, DepthwiseScratch& scratch,
                const Epilogue& epilogue) const {
@@ -69,7 +72,7 @@ private:
     Norm<CHANNELS> norm_;
     Linear fc1_;
     Norm<GATE_CHANNELS> gate_norm_;
-    Depthwise<GATE_CHANNELS, 5> conv_;
+    Convolution conv_;
     Linear fc2_;
 };
 
@@ -93,29 +96,46 @@ public:
         const std::int64_t windows =
             std::int64_t{planes.height / WINDOW} * (planes.width / WINDOW);
         team.run(windows, [&](std::int64_t task, int thread) { attend(planes, task, planes.scratch(thread)); });
-        team.run(planes.height, [&](std::int64_t y, int thread) {
-            route(planes, static_cast<int>(y), planes.scratch(thread));
-        });
+        each_rows<FeedForward::Convolution>(planes, team, [&](int y, Scratch& scratch) { route(planes, y, scratch); });
         sort(planes);
-        team.run(planes.height, [&](std::int64_t y, int thread) {
-            project(planes, static_cast<int>(y), planes.scratch(thread));
-        });
+        each_rows<Positional>(planes, team, [&](int y, Scratch& scratch) { project(planes, y, scratch); });
         team.run(SelectiveScan::tasks(scan_.reads_codes()),
                  [&](std::int64_t task, int) { scan_(planes.scan, planes.tokens(), task, planes.y); });
         team.run(planes.height,
                  [&](std::int64_t y, int) { mix_channels(planes, static_cast<int>(y)); });
-        team.run(planes.height, [&](std::int64_t y, int thread) {
-            finish(planes, static_cast<int>(y), planes.scratch(thread));
-        });
+        each_rows<FeedForward::Convolution>(planes, team, [&](int y, Scratch& scratch) { finish(planes, y, scratch); });
     }
 
 private:
+    using Positional = Depthwise<CHANNELS, 3>;
+
+    // body(y, scratch) for the first of all rows that Convolution takes together.
+    template <class Convolution, class Body>
+    static void each_rows(Planes& planes, Team& team, const Body& body) {
+        team.run(planes.height / Convolution::ROWS, [&](std::int64_t task, int thread) {
+            body(static_cast<int>(task) * Convolution::ROWS, planes.scratch(thread));
+        });
+    }
+
+    // body(row, column, count) for the blocks of the rows from y on, which convolution has been opened for.
+    template <class Convolution, class Body>
+    static void each_block(const Convolution& convolution, const ImagePlane& plane, int y, DepthwiseScratch& scratch,
+                           const Body& body) {
+        for (int column = 0; column < plane.width; column += BLOCK) {
+            const int count = std::min(BLOCK, plane.width - column);
+            convolution.open(plane, y, column, count, scratch);
+            for (int row = y; row < y + Convolution::ROWS; row++) {
+                body(row, column, count);
+            }
+        }
+    }
+
     void attend(Planes& planes, std::int64_t task, Scratch& scratch) const;
-    void route(Planes& planes, int y, Scratch& scratch) const;
+    void route(Planes& planes, int first_row, Scratch& scratch) const;
     static void sort(Planes& planes);
-    void project(Planes& planes, int y, Scratch& scratch) const;
+    void project(Planes& planes, int first_row, Scratch& scratch) const;
     void mix_channels(Planes& planes, int y) const;
-    void finish(Planes& planes, int y, Scratch& scratch) const;
+    void finish(Planes& planes, int first_row, Scratch& scratch) const;
     static void close(const FeedForward& feed_forward, const std::vector<float>& scale, Planes& planes, int y,
                       int column, int count, Scratch& scratch);
 
@@ -129,7 +149,7 @@ private:
     std::vector<float> scale1_;
     Norm<CHANNELS> norm3_;
     Linear route0_, route2_, in_proj_;
-    Depthwise<CHANNELS, 3> cpe_;
+    Positional cpe_;
     std::vector<float> prompts_;  // [class][state]
     SelectiveScan scan_;
     Linear x_proj_, dt_proj_;
@@ -240,10 +260,10 @@ inline void AttentiveLayer::close(const FeedForward& feed_forward, const std::ve
     });
 }
 
-inline void AttentiveLayer::route(Planes& planes, int y, Scratch& scratch) const {
+inline void AttentiveLayer::route(Planes& planes, int first_row, Scratch& scratch) const {
     RowBuffer normed, hidden, logits;
-    for (int column = 0; column < planes.width; column += BLOCK) {
-        const int count = std::min(BLOCK, planes.width - column);
+    each_block(feed_forward1_.convolution(), planes.gate_planes().gates, first_row, scratch.depthwise,
+               [&](int y, int column, int count) {
         const std::int64_t token = std::int64_t{y} * planes.width + column;
         close(feed_forward1_, scale1_, planes, y, column, count, scratch);
         norm3_(planes.x + token * CHANNELS, CHANNELS, count, normed);
@@ -261,7 +281,7 @@ inline void AttentiveLayer::route(Planes& planes, int y, Scratch& scratch) const
             quantize_codes(planes.y + token * CHANNELS, count * CHANNELS, cpe_.input(),
                            planes.positional + token * CHANNELS);
         }
-    }
+    });
 }
 
 inline void AttentiveLayer::sort(Planes& planes) {
@@ -277,13 +297,12 @@ inline void AttentiveLayer::sort(Planes& planes) {
     }
 }
 
-inline void AttentiveLayer::project(Planes& planes, int y, Scratch& scratch) const {
+inline void AttentiveLayer::project(Planes& planes, int first_row, Scratch& scratch) const {
     RowBuffer u, projected, dt, delta;
     CodeBuffer u_codes, dt_codes, delta_codes;
     const bool codes = scan_.reads_codes();
     const ImagePlane plane{planes.positional, planes.y, planes.height, planes.width};
-    for (int column = 0; column < planes.width; column += BLOCK) {
-        const int count = std::min(BLOCK, planes.width - column);
+    each_block(cpe_, plane, first_row, scratch.depthwise, [&](int y, int column, int count) {
         const std::int64_t token = std::int64_t{y} * planes.width + column;
         cpe_(plane, y, column, count, scratch.depthwise, u);
         for (int i = 0; i < count * CHANNELS; i += LANES) {
@@ -343,7 +362,7 @@ inline void AttentiveLayer::project(Planes& planes, int y, Scratch& scratch) con
                 copy_floats(delta + r * CHANNELS, CHANNELS, scan.delta + to * CHANNELS);
             }
         }
-    }
+    });
 }
 
 inline void AttentiveLayer::mix_channels(Planes& planes, int y) const {
@@ -368,11 +387,11 @@ inline void AttentiveLayer::mix_channels(Planes& planes, int y) const {
     }
 }
 
-inline void AttentiveLayer::finish(Planes& planes, int y, Scratch& scratch) const {
-    for (int column = 0; column < planes.width; column += BLOCK) {
-        const int count = std::min(BLOCK, planes.width - column);
+inline void AttentiveLayer::finish(Planes& planes, int first_row, Scratch& scratch) const {
+    each_block(feed_forward2_.convolution(), planes.gate_planes().gates, first_row, scratch.depthwise,
+               [&](int y, int column, int count) {
         close(feed_forward2_, scale2_, planes, y, column, count, scratch);
-    }
+    });
 }
 
 }  // namespace runtime
