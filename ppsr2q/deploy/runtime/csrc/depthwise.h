@@ -1,8 +1,8 @@
 // Depth-wise convolution of a run of pixels of one row, channels last, padded with an exact 0 behind the quantizer:
 // on codes where input and weight are quantized, on floats otherwise.
 //
-// On codes a word holds the codes of one channel in neighbouring rows, so that one product takes several taps. Some rows
-// of output share the words that they read, each with taps of its own, which are 0 for rows that are not its neighbours.
+// On codes a word holds the codes of one channel in neighbouring rows, so that one product takes several taps. Some
+// rows of output share the words that they read, each with taps of its own, 0 for rows that are not its neighbours.
 // Rows are flat (pixel x, channel c at x channels + c), taps repeated to a period that vectors divide.
 #pragma once
 

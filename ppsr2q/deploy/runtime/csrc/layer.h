@@ -1,12 +1,12 @@
 // One AttentiveLayer in seven steps, each a list of tasks that reads and writes planes of the whole image and keeps all
 // else in cache:
 //   attend       window by window: norm, q, k, v, attention, proj, residual; first half of the feed-forward network
-//   route        row by row: its second half, residual; norm, route, in_proj
+//   route        rows together: its second half, residual; norm, route, in_proj
 //   sort         positions of the pixels ordered by class
-//   project      row by row: positional gate, projections of the state space model, moved to scan order
+//   project      rows together: positional gate, projections of the state space model, moved to scan order
 //   scan         channels: the recurrence
 //   mix_channels row by row: back to raster order, norm, out_proj, residual; first half of the second network
-//   finish       row by row: its second half, residual
+//   finish       rows together: its second half, residual
 #pragma once
 
 #include <algorithm>
