@@ -9,16 +9,19 @@ interrupted one goes on. DATA holds train/ and Set5/. Full precision is measured
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
-from ppsr2q.core.config import Config, load_config
-from ppsr2q.core.errors import UserError
-from ppsr2q.core.files import atomic_path
-from ppsr2q.data.datasets import TestSet
-from ppsr2q.evaluation.evaluator import Upscaler
-from ppsr2q.evaluation.records import Cell, fingerprint_of, read_records, render_table, write_record
-from ppsr2q.workflow import cli
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import runs  # noqa: E402
+from ppsr2q.core.config import Config, load_config  # noqa: E402
+from ppsr2q.core.errors import UserError  # noqa: E402
+from ppsr2q.core.files import atomic_path  # noqa: E402
+from ppsr2q.evaluation.evaluator import Upscaler  # noqa: E402
+from ppsr2q.evaluation.records import Cell, fingerprint_of, read_records, render_table, write_record  # noqa: E402
+from ppsr2q.workflow import cli  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 CONFIG = "configs/mambairv2_light_x2_w4a4.yml"
@@ -62,8 +65,7 @@ def _upscaler(config: Config, stage: str) -> "tuple[Upscaler, int]":
 def run(weights: str, data: Path, sets: list, output: Path, json_path: Path) -> None:
     """Measure all rows and write the record."""
     from ppsr2q.workflow.evaluating import measure
-    for test_set in sets:
-        TestSet(data, test_set, 2)  # a missing one is named before hours of training
+    runs.expect_sets(data, sets, 2)
     started, results = time.monotonic(), {}
     for title, folder, options, stage, _ in ROWS:
         config = load_config(CONFIG, [f"model.weights={weights}", f"data.train={data / 'train'}", f"data.root={data}",

@@ -27,9 +27,10 @@ class Network:
 
 
 #: Parts of the network -> the tensors of the plan that belong to them.
+LINEAR = "linear layers and 1x1 convolutions"
 PARTS: Dict[str, Tuple[str, ...]] = {
-    "linear layers and 1x1 convolutions": ("**.q.*", "**.k.*", "**.v.*", "**.proj.*", "**.fc1.*", "**.fc2.*",
-                                           "**.in_proj.0.*", "**.out_proj.*", "**.route.*.*"),
+    LINEAR: ("**.q.*", "**.k.*", "**.v.*", "**.proj.*", "**.fc1.*", "**.fc2.*", "**.in_proj.0.*", "**.out_proj.*",
+             "**.route.*.*"),
     "products of the attention": ("**.win_mhsa.points.*",),
     "depth-wise convolutions": ("**.sg.conv.*", "**.CPE.0.*"),
     "scan and prompts": ("**.selectiveScan.points.*", "**.assm.points.*", "**.points.embeddingA"),
@@ -46,10 +47,8 @@ def part_network(part: str, bits: int) -> str:
 #: nothing else, and weights of 7 bits, because without VNNI instructions products of 8 x 8 bits saturate in OpenVINO.
 NETWORKS: Dict[str, Network] = {
     "fp32": Network(None),
-    "int8": Network(8, (("**.points.*", None), ("**.sg.conv.*", None), ("**.CPE.0.*", None), ("**.q.weight", 7),
-                        ("**.k.weight", 7), ("**.v.weight", 7), ("**.proj.weight", 7), ("**.out_proj.weight", 7),
-                        ("**.fc1.weight", 7), ("**.fc2.weight", 7), ("**.in_proj.0.weight", 7),
-                        ("**.route.*.weight", 7))),
+    "int8": Network(8, (*((pattern, None) for part in PARTS if part != LINEAR for pattern in PARTS[part]),
+                        *((pattern[:-1] + "weight", 7) for pattern in PARTS[LINEAR]))),
     **{f"w{bits}a{bits}": Network(bits) for bits in (8, 4, 2, 1)},
     **{part_network(part, bits): Network(bits, (("**", None), *((pattern, bits) for pattern in patterns)))
        for part, patterns in PARTS.items() for bits in PART_BITS},

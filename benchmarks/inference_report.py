@@ -54,7 +54,7 @@ def _ratio_line(text: str, seconds: Mapping[str, float], slow: Optional[str], fa
 def _parts(seconds: Mapping[str, Any]) -> List[str]:
     """What quantizing one part of the network alone saves, and what all of it."""
     if "skipped" in seconds:
-        return []
+        return ["", f"What quantizing each part saves: skipped: {seconds['skipped']}"]
     rows = {part: [part_network(part, bits) for bits in PART_BITS] for part in PARTS}
     rows["all of the plan"] = [f"w{bits}a{bits}" for bits in PART_BITS]
     lines = ["", f"| quantized, our runtime, {LARGEST} | " + " | ".join(f"{bits} bits" for bits in PART_BITS) + " |",

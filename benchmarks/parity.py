@@ -19,10 +19,10 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
+from benchmarks import runs  # noqa: E402
 from ppsr2q import deploy  # noqa: E402
 from ppsr2q.core.config import load_config  # noqa: E402
-from ppsr2q.core.errors import UserError  # noqa: E402
-from ppsr2q.core.files import atomic_path, make_writable  # noqa: E402
+from ppsr2q.core.files import atomic_path  # noqa: E402
 from ppsr2q.data.datasets import TestSet  # noqa: E402
 from ppsr2q.evaluation.evaluator import PROTOCOL, evaluate  # noqa: E402
 from ppsr2q.evaluation.records import write_record  # noqa: E402
@@ -96,9 +96,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="of the runtime (default: all processors)")
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="record to write (.json)")
     arguments = parser.parse_args()
-    if arguments.json.suffix != ".json":
-        raise UserError(f"--json {arguments.json}: expected a name that ends in .json")
-    make_writable(arguments.json.parent)
+    runs.expect_record(arguments.json)
     cli.prepare(load_config())
     started = time.monotonic()
     results = {name: compare(arguments.model, arguments.data, name, arguments.threads)

@@ -4,10 +4,12 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from pathlib import Path
 from typing import Any, List, Optional, Sequence
 
 from ppsr2q.core.config import Config
 from ppsr2q.core.errors import Interrupted, UserError
+from ppsr2q.core.files import make_writable
 
 #: scale -> SHA-256 over the tensors of the official checkpoint (:func:`weights_hash`)
 OFFICIAL_WEIGHTS = {2: "180f79dba0f8993a4e2479e31601947f16043e70ffb804a45595889cf42b7e36",
@@ -21,6 +23,24 @@ def choose(text: str, known: Sequence[str], what: str) -> List[str]:
     if odd:
         raise UserError(f"--{what} {text}: unknown {odd[0]!r}; known: {', '.join(known)}")
     return chosen
+
+
+def expect_sets(data: Path, sets: Sequence[str], scale: int) -> None:
+    """Name a test set that is missing or unpaired before hours of training."""
+    from ppsr2q.data.datasets import TestSet  # its packages would count in the memory that speed_inference measures
+    for name in sets:
+        TestSet(data, name, scale)
+
+
+def expect_record(path: Path) -> None:
+    """Find out before anything is measured whether ``--json`` can be written; an earlier report stays until then.
+
+    Raises:
+        UserError: another suffix than ``.json``, or a folder that cannot be written to.
+    """
+    if path.suffix != ".json":
+        raise UserError(f"--json {path}: expected a name that ends in .json")
+    make_writable(path.parent)
 
 
 def stop_after(minutes: Optional[float]) -> None:

@@ -67,8 +67,12 @@ class Measurement:
         cases = {name: self._case(name, first) for name in CASES}
         return {"networks": networks, "cases": cases, "growth": self._growth(), "parts": self._parts(alone)}
 
-    def _child(self, function: Callable, *arguments: Any) -> Any:
-        return in_child(function, *arguments, seconds=self._arguments.limit, environment=self._environment())
+    def _or_skipped(self, function: Callable, *arguments: Any) -> Results:
+        """What a child process finds, or why it cannot."""
+        try:
+            return in_child(function, *arguments, seconds=self._arguments.limit, environment=self._environment())
+        except (UserError, DoesNotFit) as error:
+            return {"skipped": str(error)}
 
     def _environment(self) -> Dict[str, str]:
         return {"OMP_NUM_THREADS": str(self._threads)}
@@ -85,11 +89,8 @@ class Measurement:
     def _look(self, function: Callable, engine: str, case: str, *arguments: Any) -> Results:
         if self._arguments.quick and (case == LARGEST or engine in SLOW):
             return {"skipped": "quick"}
-        try:
-            return self._child(function, engine, self._folder, CASES[case], self._threads,
-                               self._arguments.quick, *arguments)
-        except (UserError, DoesNotFit) as error:
-            return {"skipped": str(error)}
+        return self._or_skipped(function, engine, self._folder, CASES[case], self._threads, self._arguments.quick,
+                                *arguments)
 
     def _case(self, name: str, first: Dict[str, Results]) -> Results:
         found = {}
@@ -125,14 +126,14 @@ class Measurement:
         if not alone:
             return {"skipped": "quick"}
         whole = [f"w{bits}a{bits}" for bits in PART_BITS]
-        return self._child(engines.parts, self._folder, ["fp32", *alone, *whole], CASES[LARGEST], ROUNDS, self._threads)
+        return self._or_skipped(engines.parts, self._folder, ["fp32", *alone, *whole], CASES[LARGEST], ROUNDS,
+                                self._threads)
 
     def _growth(self) -> Results:
         sides = SIDES[:3] if self._arguments.quick else SIDES
-        try:
-            seconds = self._child(engines.growth, GROWING, self._folder, sides, 1, self._threads)
-        except (UserError, DoesNotFit) as error:
-            return {"skipped": str(error)}
+        seconds = self._or_skipped(engines.growth, GROWING, self._folder, sides, 1, self._threads)
+        if "skipped" in seconds:
+            return seconds
         return {side: {"seconds": value, "seconds_per_pixel": value / int(side)**2} for side, value in seconds.items()}
 
 

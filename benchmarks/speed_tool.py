@@ -6,11 +6,10 @@ import time
 from pathlib import Path
 from typing import Any, Callable, Dict, Sequence
 
-from benchmarks import speed_report
+from benchmarks import runs, speed_report
 from benchmarks.speed_report import Record
 from ppsr2q.core.environment import usable_processors
 from ppsr2q.core.errors import UserError
-from ppsr2q.core.files import make_writable
 from ppsr2q.evaluation.records import write_record
 
 
@@ -37,11 +36,9 @@ def check(arguments: argparse.Namespace) -> None:
     Raises:
         UserError: naming the option or the file.
     """
-    if arguments.json.suffix != ".json":
-        raise UserError(f"--json {arguments.json}: expected a name that ends in .json")
     if arguments.threads < 1:
         raise UserError(f"--threads {arguments.threads}: expected at least 1")
-    make_writable(arguments.json.parent)
+    runs.expect_record(arguments.json)
 
 
 def measure(arguments: argparse.Namespace, run: Callable[[], Dict[str, Any]], what: str, script: str,

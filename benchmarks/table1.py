@@ -30,7 +30,6 @@ from benchmarks import runs  # noqa: E402
 from ppsr2q.core.config import Config, config_to_dict, load_config  # noqa: E402
 from ppsr2q.core.errors import UserError  # noqa: E402
 from ppsr2q.core.files import atomic_path, load_artifact  # noqa: E402
-from ppsr2q.data.datasets import TestSet  # noqa: E402
 from ppsr2q.evaluation.evaluator import PROTOCOL  # noqa: E402
 from ppsr2q.evaluation.records import Cell, fingerprint_of, read_records, render_table, write_record  # noqa: E402
 from ppsr2q.workflow import cli  # noqa: E402
@@ -115,8 +114,7 @@ def run(scale: int, bits: int, recipe: str, schedule: Sequence[str], weights: st
     missing = [key for key in sets if key not in measured]
     if not missing:
         return
-    for key in missing:
-        TestSet(data, key, scale)  # a missing one is named before hours of training
+    runs.expect_sets(data, missing, scale)
     if current:
         source, steps, seconds = model, known["schedule"], known["seconds"]
     else:

@@ -26,7 +26,6 @@ from benchmarks import runs  # noqa: E402
 from ppsr2q.core.config import Config, config_to_dict, load_config  # noqa: E402
 from ppsr2q.core.errors import UserError  # noqa: E402
 from ppsr2q.core.files import atomic_path  # noqa: E402
-from ppsr2q.data.datasets import TestSet  # noqa: E402
 from ppsr2q.evaluation.evaluator import PROTOCOL  # noqa: E402
 from ppsr2q.evaluation.records import Cell, fingerprint_of, read_records, render_table, write_record  # noqa: E402
 from ppsr2q.workflow import cli  # noqa: E402
@@ -41,7 +40,8 @@ SEEDS = (10, 11, 12)
 SCHEDULES = {
     "short": ["quant.parametrization=relative", "calib.images=8", "train.iterations=600", "train.batch=8",
               "train.lr_patch=32", "train.lr_bounds=1e-3", "train.lr_rectifier=2e-3", "train.lr_gate=2e-3",
-              "train.warmup=10", "train.save_every=50", "train.validate_every=100", "route_calib.iterations=100", "route_calib.batch=8"],
+              "train.warmup=10", "train.save_every=50", "train.validate_every=100", "route_calib.iterations=100",
+              "route_calib.batch=8"],
     "paper": [],
 }
 
@@ -149,8 +149,7 @@ def run_row(key: str, bits: int, seed: int, schedule: str, weights: str, data: P
     missing = [name for name in sets if name not in measured]
     if not missing:
         return
-    for test_set in missing:
-        TestSet(data, test_set, config.model.scale)  # a missing one is named before hours of training
+    runs.expect_sets(data, missing, config.model.scale)
     config_path = CONFIG.format(bits=bits)
     if row.further:
         parent = ROWS[row.further]

@@ -13,9 +13,9 @@ from ppsr2q.core.files import make_writable
 from ppsr2q.core.trainer import ParameterGroup, TrainerSettings, TrainResult
 from ppsr2q.models.checkpoint import save_weights
 from ppsr2q.models.initialization import bilinear_start, official_initialization
-from ppsr2q.workflow.batches import Validation, images_sha256, training_batches
+from ppsr2q.workflow.batches import Validation, training_batches
 from ppsr2q.workflow.networks import build_network, provenance
-from ppsr2q.workflow.training import run_stage
+from ppsr2q.workflow.training import run_stage, training_provenance
 
 
 class Pretraining:
@@ -64,9 +64,7 @@ def pretrain(config: Config, resume: bool = False) -> TrainResult:
         grad_clip=settings.grad_clip, log_every=settings.log_every, save_every=settings.save_every,
         validate_every=settings.validate_every)
     batches = training_batches(config, settings.batch, settings.lr_patch, settings.augment, with_hr=True)
-    origin = provenance(config, network)
-    result = run_stage(config, stage, batches, trainer_settings, {**origin, "images_sha256": images_sha256(config)},
-                       resume)
+    result = run_stage(config, stage, batches, trainer_settings, training_provenance(config, network), resume)
     validation = stage.validate()
     if distributed.is_main():
         save_weights(network, out / "weights.safetensors",

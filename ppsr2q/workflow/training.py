@@ -3,9 +3,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from typing import Iterator, Tuple
+from typing import Any, Dict, Iterator, Tuple
 
 import paddle
+from paddle import nn
 
 from ppsr2q.core import distributed
 from ppsr2q.core.config import PATH_OPTIONS, Config, config_to_dict, flatten
@@ -56,6 +57,11 @@ def open_dashboard(config: Config, stage: str) -> Iterator[Dashboard]:
         dashboard.close()
 
 
+def training_provenance(config: Config, network: nn.Layer) -> Dict[str, Any]:
+    """``provenance`` with the training images: what a resumed run must have in common with its first part."""
+    return {**provenance(config, network), "images_sha256": images_sha256(config)}
+
+
 def run_stage(config: Config, stage, batches: Batches, settings: TrainerSettings, metadata: dict,
               resume: bool) -> TrainResult:
     """Train a stage with its checkpoint and log under ``output_dir``."""
@@ -72,8 +78,7 @@ def train(config: Config, resume: bool = False) -> TrainResult:
     if train.average_last > train.iterations:
         raise UserError(f"train.average_last is {train.average_last}, but there are only {train.iterations} iterations")
     quantized = build_quantized(config)
-    student, metadata = quantized.student, {**provenance(config, quantized.teacher),
-                                            "images_sha256": images_sha256(config)}
+    student, metadata = quantized.student, training_provenance(config, quantized.teacher)
     start = start_artifact(config, quantized)
     if start is not None:
         metadata.update(start_sha256=tensors_sha256(start.tensors), earlier=pieces(start))
@@ -125,8 +130,7 @@ def calibrate_routing(config: Config, config_path: str, resume: bool = False) ->
                                learning_rate=settings.lr)
     batches = training_batches(config, settings.batch, config.train.lr_patch, config.train.augment)
     trained, now = flatten(quantized.origin.metadata["config"]), flatten(config_to_dict(config))
-    metadata = {**provenance(config, quantized.teacher), "images_sha256": images_sha256(config),
-                "rectifiers_sha256": tensors_sha256(quantized.origin.tensors),
+    metadata = {**training_provenance(config, quantized.teacher), "rectifiers_sha256": tensors_sha256(quantized.origin.tensors),
                 "trained_otherwise": {key: value for key, value in trained.items()
                                       if value != now.get(key) and key not in PATH_OPTIONS}}
     result = run_stage(config, stage, batches, _trainer_settings(config, settings.iterations), metadata, resume)

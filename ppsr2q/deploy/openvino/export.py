@@ -10,9 +10,9 @@ import numpy as np
 
 from ppsr2q.core.errors import UserError
 from ppsr2q.core.files import PathLike, atomic_folder
+from ppsr2q.deploy.images import upscale_planar
 from ppsr2q.deploy.onnx_export import import_package, to_onnx
 from ppsr2q.deploy.openvino.extension import scan_library
-from ppsr2q.deploy.images import upscale_planar
 from ppsr2q.deploy.packed import PackedModel
 from ppsr2q.deploy.threads import checked_threads
 

@@ -100,12 +100,14 @@ class Runtime:
     def _expect_memory(self, height: int, width: int) -> None:
         """Refuse an image whose working memory is not there: Linux would grant it and then kill the process."""
         needed = BYTES_PER_PIXEL * _padded(height) * _padded(width)
+        if needed <= self._proven:
+            return
         free = available_memory()
         # what an earlier image took may be kept by this process, and is then not counted as free
         if free is not None and needed - self._proven > free:
             raise UserError(f"an image of {width} x {height} pixels needs about {needed / 2**30:.1f} GiB, "
                             f"{free / 2**30:.1f} are free: use tiles (--tile)")
-        self._proven = max(self._proven, needed)
+        self._proven = needed
 
     def run_layer(self, index: int, tokens: np.ndarray) -> np.ndarray:
         """One AttentiveLayer alone, for comparisons with the network in Paddle.

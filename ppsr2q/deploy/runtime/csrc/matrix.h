@@ -164,7 +164,7 @@ public:
                                                   inputs, outputs, weight.levels, input, bias_.data());
         } else {
             floats_ = std::make_unique<ppsr2q::detail::PackedMatrix>(weight.values.data(), inputs, outputs,
-                                                             layout == Layout::OUTPUT_FIRST);
+                                                                     layout == Layout::OUTPUT_FIRST);
         }
     }
 
