@@ -11,7 +11,7 @@ from typing import Any, Callable, Dict, Sequence, Tuple
 import numpy as np
 
 from benchmarks import timing
-from benchmarks.inference_plan import ENGINES, SEED
+from benchmarks.inference_plan import ENGINES, RUNTIME, SEED
 from ppsr2q.deploy.packed import read_packed
 
 Upscale = Callable[[np.ndarray], np.ndarray]
@@ -65,7 +65,7 @@ _MAKERS: Dict[str, Callable[[Path, int], Upscale]] = {
     "openvino_fp32_decomposed": functools.partial(_openvino, False, "f32"),
     "openvino_bf16": functools.partial(_openvino, True, "bf16"),
     "openvino_int8": functools.partial(_openvino, True, "f32"),
-    **{name: _runtime for name, engine in ENGINES.items() if engine.runtime},
+    **{name: _runtime for name in RUNTIME},
 }
 
 

@@ -63,24 +63,17 @@ class Engine:
         network: key of ``NETWORKS``.
         text: what runs.
         full_precision: no result of the network is rounded to fewer bits.
+        ours: it runs our kernels for every operator.
     """
 
     network: str
     text: str
     full_precision: bool = False
-
-    @property
-    def runtime(self) -> bool:
-        return self.text.startswith("our runtime")
-
-    @property
-    def ours(self) -> bool:
-        """It runs our kernels for every operator."""
-        return self.runtime or self.text.startswith("the Paddle network")
+    ours: bool = False
 
 
 ENGINES: Dict[str, Engine] = {
-    "paddle_eager": Engine("fp32", "the Paddle network with all CPU kernels of ppsr2q", True),
+    "paddle_eager": Engine("fp32", "the Paddle network with all CPU kernels of ppsr2q", True, ours=True),
     "paddle_inference": Engine("fp32", "Paddle's executor of the inference model that tools/export.py writes", True),
     "onnxruntime_fp32": Engine("fp32", "ONNX Runtime, the scan as blocked Scan operators", True),
     "onnxruntime_int8": Engine("int8", "ONNX Runtime, linear layers as integer products"),
@@ -88,8 +81,9 @@ ENGINES: Dict[str, Engine] = {
     "openvino_fp32_decomposed": Engine("fp32", "OpenVINO, the scan as loops of its own operators", True),
     "openvino_bf16": Engine("fp32", "OpenVINO in bfloat16 but for the scan, which is our C++ extension"),
     "openvino_int8": Engine("int8", "OpenVINO, linear layers as integer products, the scan as our C++ extension"),
-    "runtime_fp32": Engine("fp32", "our runtime, the same fusion without quantizers", True),
-    **{f"runtime_w{bits}a{bits}": Engine(f"w{bits}a{bits}", f"our runtime, everything of the plan at {bits} bit")
+    "runtime_fp32": Engine("fp32", "our runtime, the same fusion without quantizers", True, ours=True),
+    **{f"runtime_w{bits}a{bits}": Engine(f"w{bits}a{bits}", f"our runtime, everything of the plan at {bits} bit", ours=True)
        for bits in (8, 4, 2, 1)},
 }
+RUNTIME = tuple(name for name in ENGINES if name.startswith("runtime_"))  # the engines that are our integer runtime
 FULL_PRECISION = "runtime_fp32"  # what PSNR losses refer to

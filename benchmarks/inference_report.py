@@ -4,7 +4,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
-from benchmarks.inference_plan import ENGINES, GROWING, LARGEST, PART_BITS, PARTS, part_network
+from benchmarks.inference_plan import ENGINES, GROWING, LARGEST, PART_BITS, PARTS, RUNTIME, part_network
 from benchmarks.speed_report import FLATNESS, flatness, met_or_missed
 
 Record = Mapping[str, Any]
@@ -17,15 +17,15 @@ OWN_RATIOS = [("runtime_fp32", "runtime_w4a4", 1.5), ("runtime_w8a8", "runtime_w
 
 def seconds_of(record: Record, case: str) -> Dict[str, float]:
     """Engine -> median seconds, of those that ran."""
-    return {name: figures["seconds"] for name, figures in record["cases"][case].items() if "seconds" in figures}
+    return {name: figures["seconds"] for name, figures in record["results"]["cases"][case].items() if "seconds" in figures}
 
 
-def fastest_foreign(record: Record, case: str, lossless: bool) -> Optional[str]:
+def fastest_foreign(record: Record, case: str, full_precision: bool) -> Optional[str]:
     """The fastest engine that is not ours: of the full-precision ones, or of all that lose at most SMALL_LOSS."""
     def counts(name):
-        if lossless:
+        if full_precision:
             return ENGINES[name].full_precision
-        loss = record["cases"][case][name]["psnr_loss"]
+        loss = record["results"]["cases"][case][name]["psnr_loss"]
         return loss is not None and loss <= SMALL_LOSS
 
     seconds = seconds_of(record, case)
@@ -77,7 +77,7 @@ def _targets(record: Record) -> List[str]:
     if {"runtime_w2a2", "runtime_w4a4"} <= set(seconds):
         found = seconds["runtime_w2a2"] / seconds["runtime_w4a4"]
         lines.append(f"| time of W2A2 / time of W4A4 | {found:.2f} | ≤ 1.05 | | {met_or_missed(found <= 1.05)} |")
-    peak = record["cases"][LARGEST]["runtime_w4a4"].get("peak_bytes")
+    peak = record["results"]["cases"][LARGEST]["runtime_w4a4"].get("peak_bytes")
     if peak is not None:
         lines.append(f"| peak memory of W4A4 | {peak / MIB:.0f} MiB | ≤ {PEAK_MIB} MiB | | "
                      f"{met_or_missed(peak <= PEAK_MIB * MIB)} |")
@@ -92,7 +92,8 @@ def _targets(record: Record) -> List[str]:
 
 def markdown(record: Record) -> str:
     """The whole report."""
-    machine, protocol, results, cases = (record["machine"], record["protocol"], record["results"], record["cases"])
+    machine, protocol, results = record["machine"], record["protocol"], record["results"]
+    cases = results["cases"]
     lines = ["# Speed of inference", "",
              f"{machine['cpu']}, {protocol['threads']} threads, {machine['cores']} cores; commit {record['commit']}; "
              f"{record['date']}. {protocol['network']}; {protocol['weights']}. Seconds: {protocol['seconds']}. Memory: "
@@ -119,11 +120,11 @@ def markdown(record: Record) -> str:
 
 def _points(record: Record) -> Tuple[str, List[Tuple[str, float, float, float]]]:
     """The largest case that ran, and its (engine, milliseconds, bytes of the packed network, PSNR)."""
-    names = list(record["cases"])
+    names = list(record["results"]["cases"])
     case = next((name for name in reversed(names) if seconds_of(record, name)), names[0])
     networks = record["results"]["networks"]
     return case, [(name, 1e3 * figures["seconds"], networks[ENGINES[name].network]["bytes"], figures["psnr_y"])
-                  for name, figures in record["cases"][case].items() if "seconds" in figures]
+                  for name, figures in record["results"]["cases"][case].items() if "seconds" in figures]
 
 
 def plot(record: Record, path: Path) -> None:
@@ -139,7 +140,7 @@ def plot(record: Record, path: Path) -> None:
         time.plot(milliseconds, psnr, "o", color=color)
         time.annotate(name, (milliseconds, psnr), xytext=(2, 4), textcoords="offset points", fontsize=7, rotation=40)
     for name, _, count, psnr in points:
-        if ENGINES[name].runtime:
+        if name in RUNTIME:
             size.plot(count / 1e6, psnr, "o", color="#1b7837")
             size.annotate(ENGINES[name].network, (count / 1e6, psnr), xytext=(4, 4), textcoords="offset points",
                           fontsize=8)

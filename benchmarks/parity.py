@@ -13,7 +13,7 @@ import argparse
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional
+from typing import Any, Dict, Mapping
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from ppsr2q import deploy  # noqa: E402
 from ppsr2q.core.config import load_config  # noqa: E402
 from ppsr2q.core.files import atomic_path  # noqa: E402
 from ppsr2q.data.datasets import TestSet  # noqa: E402
-from ppsr2q.evaluation.evaluator import PROTOCOL, evaluate  # noqa: E402
+from ppsr2q.evaluation.evaluator import PROTOCOL, Upscaler, evaluate  # noqa: E402
 from ppsr2q.evaluation.records import write_record  # noqa: E402
 from ppsr2q.workflow import cli  # noqa: E402
 from ppsr2q.workflow.progress import Progress  # noqa: E402
@@ -45,16 +45,9 @@ def shares(counts: np.ndarray) -> Dict[str, float]:
     return {label: float(counts[least:largest + 1].sum() / counts.sum()) for label, (least, largest) in CLASSES.items()}
 
 
-def compare(model: str, data: Path, name: str, threads: Optional[int]) -> Dict[str, Any]:
-    """Figures of one test set.
-
-    Raises:
-        UserError: no packed model, or no such test set.
-    """
-    runtime = deploy.load(model, threads)
-    test_set = TestSet(data, name, runtime.scale)
-    from ppsr2q.workflow.networks import load_packed, upscaler  # with Paddle, after the mistakes above
-    progress, outputs, counts = Progress(name, 2 * len(test_set)), {}, np.zeros(256, np.int64)
+def compare(runtime: Upscaler, paddle: Upscaler, test_set: TestSet) -> Dict[str, Any]:
+    """Figures of one test set."""
+    progress, outputs, counts = Progress(test_set.name, 2 * len(test_set)), {}, np.zeros(256, np.int64)
 
     def keep(_, pair, output, scores):
         outputs[pair.name] = output
@@ -64,11 +57,11 @@ def compare(model: str, data: Path, name: str, threads: Optional[int]) -> Dict[s
         counts[:] += histogram(output, outputs[pair.name])
         progress.advance()
 
-    ours = evaluate(runtime.upscale, [test_set], keep)[name]
-    paddle = evaluate(upscaler(load_packed(model)), [test_set], count)[name]
+    ours = evaluate(runtime, [test_set], keep)[test_set.name]
+    simulated = evaluate(paddle, [test_set], count)[test_set.name]
     progress.close()
-    apart = [ours["images"][key]["psnr_y"] - paddle["images"][key]["psnr_y"] for key in ours["images"]]
-    return {"runtime": ours["psnr_y"], "paddle": paddle["psnr_y"], "difference": ours["psnr_y"] - paddle["psnr_y"],
+    apart = [scores["psnr_y"] - simulated["images"][key]["psnr_y"] for key, scores in ours["images"].items()]
+    return {"runtime": ours["psnr_y"], "paddle": simulated["psnr_y"], "difference": ours["psnr_y"] - simulated["psnr_y"],
             "images": {"number": len(apart), "lowest": min(apart), "highest": max(apart)},
             "shares": shares(counts), "largest": int(np.flatnonzero(counts).max())}
 
@@ -98,9 +91,12 @@ def main() -> None:
     arguments = parser.parse_args()
     runs.expect_record(arguments.json)
     cli.prepare(load_config())
+    runtime = deploy.load(arguments.model, arguments.threads)
+    test_sets = [TestSet(arguments.data, name, runtime.scale) for name in arguments.sets.split(",")]
+    from ppsr2q.workflow.networks import load_packed, upscaler
+    paddle = upscaler(load_packed(arguments.model))
     started = time.monotonic()
-    results = {name: compare(arguments.model, arguments.data, name, arguments.threads)
-               for name in arguments.sets.split(",")}
+    results = {test_set.name: compare(runtime.upscale, paddle, test_set) for test_set in test_sets}
     record = write_record(arguments.json, f"{Path(arguments.model).name}: integer runtime against Paddle", results,
                           how=f"python benchmarks/parity.py --model MODEL --data DATA --sets {arguments.sets}",
                           seconds=time.monotonic() - started, protocol=PROTOCOL)

@@ -54,12 +54,11 @@ def stop_after(minutes: Optional[float]) -> None:
         timer.start()
 
 
-def trained_seconds(config: Config) -> float:
-    """What the training of a run took, earlier parts of an interrupted run included."""
+def trained_seconds(config: Config, stages: Sequence[str]) -> float:
+    """What the named stages of a run took, earlier parts of an interrupted run included."""
     from ppsr2q.core.files import load_artifact
-    from ppsr2q.workflow.paths import paths
-    files = sorted(paths(config)["resume"].glob("*.safetensors"))
-    return sum(load_artifact(file).metadata["state"]["seconds"] for file in files)
+    from ppsr2q.workflow.paths import checkpoint_path
+    return sum(load_artifact(checkpoint_path(config, stage)).metadata["state"]["seconds"] for stage in stages)
 
 
 def weights_hash(config: Config) -> str:

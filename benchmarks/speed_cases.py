@@ -20,8 +20,7 @@ from ppsr2q.models.initialization import official_initialization
 from ppsr2q.ops import dispatch, native
 from ppsr2q.quant import CalibrationSettings, calibrate, quantize
 from ppsr2q.spr2q.group_training import GroupTraining
-from ppsr2q.spr2q.losses import LossSettings
-from ppsr2q.spr2q.rectifier import RectifierSettings, attach_rectifiers, freeze_gates
+from ppsr2q.spr2q.rectifier import attach_rectifiers, freeze_gates
 from ppsr2q.spr2q.routing_calibration import RoutingCalibration
 from ppsr2q.workflow.networks import build_plan
 
@@ -64,19 +63,17 @@ def _step(case: Case) -> Call:
         parameter.stop_gradient = True
     plan = build_plan(config)
     student = quantize(teacher, plan)
-    settings = RectifierSettings(config.rectifier.number, config.rectifier.rank)
-    attach_rectifiers(student, plan.resolve(teacher), settings, SEED)
+    attach_rectifiers(student, plan.resolve(teacher), config.rectifier, SEED)
     images = _images(*case.shape)
     sample = paddle.to_tensor(images[:1, :, :32, :32])
     calibrate(student, sample, CalibrationSettings(candidates=2, max_samples=1024))  # any sane bounds do
-    loss = LossSettings(config.loss.feature_weight, config.loss.feature_norm, config.loss.feature_reduction)
     if case.kind == "osrc":
         freeze_gates(student, sample)
-        stage = RoutingCalibration(student, teacher, loss, learning_rate=config.route_calib.lr)
+        stage = RoutingCalibration(student, teacher, config.loss, learning_rate=config.route_calib.lr)
     else:
         rates = {"bounds": config.train.lr_bounds, "rectifiers": config.train.lr_rectifier,
                  "gates": config.train.lr_gate}
-        stage = GroupTraining(student, teacher, loss, learning_rates=rates)
+        stage = GroupTraining(student, teacher, config.loss, learning_rates=rates)
     optimizers = [paddle.optimizer.Adam(group.lr, parameters=list(group.parameters.values()),
                                         use_multi_tensor=True)
                   for group in stage.parameter_groups()]

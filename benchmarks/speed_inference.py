@@ -7,9 +7,9 @@ process of its own with the same number of threads; peak memory comes from one m
 cannot run here is skipped with the reason.
 
 DIR may hold packed x4 models (w8a8.safetensors, w4a4.safetensors, …; int8, fp32), or be Table 1's
-(benchmarks/results/table1): what is missing is made here, its bounds searched on embedded images and not trained. Without --weights (a full-precision x4 checkpoint) the x2 network
-that ships with ppsr2q stands in: PSNR losses are its own, and what is timed is the x4 network that doubles its pixels.
-DATA holds Set5; without it PSNR is of embedded images.
+(benchmarks/results/table1): what is missing is made here, its bounds searched on embedded images and not trained.
+Without --weights (a full-precision x4 checkpoint) the x2 network that ships with ppsr2q stands in: PSNR losses are its
+own, and what is timed is the x4 network that doubles its pixels. DATA holds Set5; without it PSNR is of embedded images.
 
 Use a machine that does nothing else. --quick takes a few minutes on 2 cores, everything about 15.
 """
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Callable, Dict, List, Tuple
@@ -28,7 +29,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 from benchmarks import inference_engines as engines, inference_report, speed_tool  # noqa: E402
 from benchmarks.inference_plan import (CASES, ENGINES, FULL_PRECISION, GROWING, LARGEST, PART_BITS,  # noqa: E402
                                        PARTS, ROUNDS, SEED, SIDES, SLOW, SMALLEST, part_network)
-from benchmarks.timing import REST, DoesNotFit, Worker, in_child, interleave  # noqa: E402
+from benchmarks.timing import DoesNotFit, Worker, in_child, interleave_workers  # noqa: E402
 from ppsr2q.core.errors import UserError  # noqa: E402
 from ppsr2q.workflow import cli  # noqa: E402
 
@@ -111,15 +112,8 @@ class Measurement:
         return found
 
     def _seconds(self, size: Tuple[int, int], names: List[str]) -> Dict[str, List[float]]:
-        workers: Dict[str, Worker] = {}
-        try:
-            for name in names:
-                workers[name] = Worker(engines.call_of, name, self._folder, size, self._threads,
-                                       environment=self._environment())
-            return interleave(workers, ROUNDS, rest=REST)
-        finally:
-            for worker in workers.values():
-                worker.close()
+        return interleave_workers({name: partial(Worker, engines.call_of, name, self._folder, size, self._threads,
+                                                 environment=self._environment()) for name in names}, ROUNDS)
 
     def _parts(self, alone: List[str]) -> Results:
         """Seconds of our runtime where only one part of the network is quantized, and where nothing and all is."""

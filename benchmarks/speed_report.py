@@ -1,9 +1,8 @@
-"""Table and plot of a record of ``speed_training.py``; every figure comes from the record."""
+"""Table and plot of a record of ``speed_training.py``; every measured figure comes from the record."""
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Callable, List, Mapping, Optional, Tuple
 
 import numpy as np
 
@@ -22,7 +21,7 @@ _COLORS = {"reference": "#b0b0b0", "scan": "#8c6bb1", PEER: "#e08214", PEER_KEPT
 
 def ratio(record: Record, case: str, variant: str) -> Optional[float]:
     """How many times slower than ``fused`` a variant is; None where one of them was not measured."""
-    pair = [record["cases"][case][name].get("seconds") for name in (variant, "fused")]
+    pair = [record["results"]["cases"][case][name].get("seconds") for name in (variant, "fused")]
     return None if None in pair else pair[0] / pair[1]
 
 
@@ -64,7 +63,7 @@ def _targets(record: Record) -> List[str]:
             (f"{found:.1f}×", met_or_missed(found >= target))
         lines.append(f"| {case}, {variant} / fused | {measured} | {target}× | {stretch}× | {verdict} |")
     case, target, stretch = MEMORY
-    peak = record["cases"][case]["fused"].get("peak_bytes")
+    peak = record["results"]["cases"][case]["fused"].get("peak_bytes")
     measured, verdict = ("not run", "") if peak is None else \
         (f"{peak / GIGABYTE:.2f} GB", met_or_missed(peak <= target * GIGABYTE))
     lines.append(f"| {case}, peak memory of fused | {measured} | ≤ {target} GB | ≤ {stretch} GB "
@@ -79,7 +78,7 @@ def _targets(record: Record) -> List[str]:
 def markdown(record: Record) -> str:
     """The whole report."""
     machine, protocol, results = record["machine"], record["protocol"], record["results"]
-    cases = record["cases"]
+    cases = results["cases"]
     variants = list(dict.fromkeys(variant for case in cases.values() for variant in case))
     lines = ["# Speed of training and of the full-precision network", "",
              f"{machine['cpu']}, {protocol['threads']} threads, {machine['cores']} cores; "
@@ -120,12 +119,12 @@ def plot(record: Record, path: Path) -> None:
     height = 0.8 / len(_COLORS)
     for i, (variant, color) in enumerate(_COLORS.items()):
         points = [(row + i * height, case[variant]["seconds"])
-                  for row, case in enumerate(record["cases"].values()) if "seconds" in case.get(variant, {})]
+                  for row, case in enumerate(record["results"]["cases"].values()) if "seconds" in case.get(variant, {})]
         drawn = bars.barh([y for y, _ in points], [x for _, x in points], height, color=color, label=variant)
         bars.bar_label(drawn, [f"{x:.3g} s" for _, x in points], padding=3, fontsize=8)
     bars.set(xscale="log", xlabel="seconds (log scale)",
-             yticks=[row + (len(_COLORS) - 1) / 2 * height for row in range(len(record["cases"]))],
-             yticklabels=list(record["cases"]))
+             yticks=[row + (len(_COLORS) - 1) / 2 * height for row in range(len(record["results"]["cases"]))],
+             yticklabels=list(record["results"]["cases"]))
     bars.margins(x=0.15)
     bars.invert_yaxis()
     bars.legend(fontsize=8, loc="lower right")
@@ -139,11 +138,9 @@ def plot(record: Record, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def write(json_path: Path, record: Dict[str, Any], markdown: Callable[[Record], str] = markdown,
+def write(json_path: Path, record: Record, markdown: Callable[[Record], str] = markdown,
           plot: Callable[[Record, Path], None] = plot) -> None:
-    """Rewrite the record with its ``cases`` on top, and write table and plot beside it."""
-    with atomic_path(json_path) as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    """Write table and plot of a record beside it."""
     with atomic_path(json_path.with_suffix(".md")) as temporary:
         temporary.write_text(markdown(record), encoding="utf-8")
     with atomic_path(json_path.with_suffix(".png")) as temporary:

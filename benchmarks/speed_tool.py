@@ -56,5 +56,5 @@ def measure(arguments: argparse.Namespace, run: Callable[[], Dict[str, Any]], wh
     given = [flag for flag in flags if getattr(arguments, flag.split()[0].lstrip("-"))]
     record = write_record(arguments.json, what, results, how=" ".join([f"python benchmarks/{script} --json FILE", *given]),
                           seconds=time.monotonic() - started, seed=seed, protocol=protocol)
-    speed_report.write(arguments.json, {**record, "cases": results["cases"]}, markdown, plot)
+    speed_report.write(arguments.json, record, markdown, plot)
     print(f"\n{arguments.json.with_suffix('.md').read_text(encoding='utf-8')}")

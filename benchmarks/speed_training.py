@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Callable, Dict, List, Optional, Sequence
@@ -28,7 +29,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 from benchmarks import speed_tool  # noqa: E402
 from benchmarks.speed_plan import (CASES, PEER, PEER_KEPT, SCAN_COMMIT, SEED, SIDES, Case,  # noqa: E402
                                    Sources)
-from benchmarks.timing import REST, DoesNotFit, Worker, in_child, interleave  # noqa: E402
+from benchmarks.timing import DoesNotFit, Worker, in_child, interleave_workers  # noqa: E402
 from ppsr2q.core.environment import usable_processors  # noqa: E402
 from ppsr2q.workflow import cli  # noqa: E402
 
@@ -96,13 +97,9 @@ class Measurement:
     def _interleaved(self, case: Case, variants: Sequence[str], rounds: int,
                      threads: Optional[int] = None) -> Dict[str, List[float]]:
         """Seconds of every call, round robin between one process for each variant."""
-        workers = {variant: Worker(self._run.call_of, case, variant, self._sources,
-                                   environment=self._environment(threads)) for variant in variants}
-        try:
-            return interleave(workers, rounds, case.once, REST)
-        finally:
-            for worker in workers.values():
-                worker.close()
+        environment = self._environment(threads)
+        return interleave_workers({variant: partial(Worker, self._run.call_of, case, variant, self._sources,
+                                                    environment=environment) for variant in variants}, rounds, case.once)
 
     def _growth(self) -> Results:
         sides = SIDES[:3] if self._quick else SIDES

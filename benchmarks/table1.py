@@ -27,7 +27,8 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import runs  # noqa: E402
-from ppsr2q.core.config import Config, config_to_dict, load_config  # noqa: E402
+from ppsr2q.core.config import (REPORTING_OPTIONS, Config, config_to_dict, default_values,  # noqa: E402
+                                flatten, load_config)  # noqa: E402
 from ppsr2q.core.errors import UserError  # noqa: E402
 from ppsr2q.core.files import atomic_path, load_artifact  # noqa: E402
 from ppsr2q.evaluation.evaluator import PROTOCOL  # noqa: E402
@@ -91,7 +92,7 @@ def fingerprint(scale: int, bits: int, weights_sha256: str) -> str:
 
 
 def run(scale: int, bits: int, recipe: str, schedule: Sequence[str], weights: str, data: Path, sets: Sequence[str],
-        output: Path, results: Path, start: Optional[Path] = None) -> None:
+        output: Path, results: Path, start: Optional[Path] = None, *, how: str) -> None:
     """Train, export and measure one network; sets that its record already holds are not measured again, and further
     ones are measured with the model beside it.
 
@@ -99,6 +100,7 @@ def run(scale: int, bits: int, recipe: str, schedule: Sequence[str], weights: st
 
     Args:
         start: as for :func:`run_config`.
+        how: the command that repeats it.
     """
     from ppsr2q.workflow.evaluating import load_upscaler, measure
     config = run_config(scale, bits, recipe, schedule, weights, data, output, start)
@@ -116,10 +118,10 @@ def run(scale: int, bits: int, recipe: str, schedule: Sequence[str], weights: st
         return
     runs.expect_sets(data, missing, scale)
     if current:
-        source, steps, seconds = model, known["schedule"], known["seconds"]
+        source, steps, seconds, how = model, known["schedule"], known["seconds"], known["how"]
     else:
         source, steps["earlier"] = _make(config, CONFIG.format(scale=scale, bits=bits))
-        seconds = runs.trained_seconds(config)
+        seconds = runs.trained_seconds(config, ("rgt", "osrc"))
     found = measure(config, *load_upscaler(config, None, str(source), None, "runtime"), missing)
     if not current:
         with atomic_path(model) as temporary:
@@ -127,18 +129,20 @@ def run(scale: int, bits: int, recipe: str, schedule: Sequence[str], weights: st
     write_record(results / f"{name}.json", f"MambaIRv2-light x{scale}, {bits} bits, best ({recipe})",
                  {**measured, "bytes": model.stat().st_size,
                   **{key: {k: found[key][k] for k in ("psnr_y", "ssim_y")} for key in missing}},
-                 how=f"benchmarks/table1.py --run --scale {scale} --bits {bits} --recipe {recipe}, options "
-                     + " ".join(schedule), seconds=seconds, seed=config.seed,
-                 protocol=found["protocol"], fingerprint=mark, schedule=steps)
+                 how=how, seconds=seconds, seed=config.seed, protocol=found["protocol"], fingerprint=mark, schedule=steps)
     print(f"{name}: " + "  ".join(f"{key} {found[key]['psnr_y']:.2f}" for key in missing), flush=True)
 
 
 def _same(known: Mapping[str, Any], steps: Mapping[str, Any], start: Optional[Path]) -> bool:
-    """Whether a record's schedule is the one asked for; where it began counts only where ``start`` was asked for."""
+    """Whether a record's schedule is the one asked for; where it began counts only where ``start`` was asked for. What a
+    record does not name was not there yet when it was written."""
     from ppsr2q.workflow.starting import pieces
     if start is not None and known.get("earlier") != pieces(load_artifact(start)):
         return False
-    return {**known, "earlier": None} == {**steps, "earlier": None}
+    before, now = ({key: value for key, value in flatten({**schedule, "earlier": None}).items()
+                    if key.rpartition(".")[2] not in REPORTING_OPTIONS} for schedule in (known, steps))
+    defaults = default_values()
+    return {**{key: defaults[key] for key in now if key in defaults}, **before} == now
 
 
 def _make(config: Config, config_path: str) -> Tuple[Path, List[Dict[str, Any]]]:
@@ -153,19 +157,20 @@ def _make(config: Config, config_path: str) -> Tuple[Path, List[Dict[str, Any]]]
 
 
 def _label(bits: int, recipe: str, record: Optional[Mapping[str, Any]]) -> str:
-    start = f" from W{STARTS[bits]}A{STARTS[bits]}" if bits in STARTS else ""
-    label = f"W{bits}A{bits}, best ({recipe}){start}"
+    label = f"W{bits}A{bits}, best ({recipe})"
     if record is None:
         return label
     steps = record["schedule"]
-    before = [piece for piece in steps.get("earlier", []) if piece["bits"] == bits]
+    earlier = steps.get("earlier", [])
+    before = [piece for piece in earlier if piece["bits"] == bits]
+    start = next((f" from W{piece['bits']}A{piece['bits']}" for piece in reversed(earlier) if piece["bits"] != bits), "")
     trained = " + ".join(f"{piece['iterations']:,} iterations of batch {piece['batch']} at LR "
                          f"{piece['lr_patch']}x{piece['lr_patch']}" for piece in [*before, steps["train"]])
     train = steps["train"]
     if train["final_share"]:
         trained += (f" (the last {train['final_share']:.0%} of batch {train['final_batch']} at "
                     f"{train['final_lr_patch']}x{train['final_lr_patch']})")
-    return f"{label}, {trained}, {record['results']['bytes'] / 1e6:.2f} MB"
+    return f"{label}{start}, {trained}, {record['results']['bytes'] / 1e6:.2f} MB"
 
 
 def render(results: Path = RESULTS) -> str:
@@ -225,13 +230,22 @@ def main() -> None:
             schedule.append(f"train.iterations={arguments.iterations}")
         for width in bits:
             run(arguments.scale, width, arguments.recipe, schedule, arguments.weights, arguments.data, sets,
-                arguments.output, arguments.results, arguments.start)
+                arguments.output, arguments.results, arguments.start, how=_command(arguments, width))
         print(f"done in {(time.monotonic() - started) / 60:.0f} min", flush=True)
     text = render(arguments.results)
     if arguments.render:
         with atomic_path(arguments.results / "table1.md") as temporary:
             temporary.write_text(text, encoding="utf-8")
     print(text)
+
+
+def _command(arguments: argparse.Namespace, bits: int) -> str:
+    """What repeats one of the runs that were asked for, without the places of files."""
+    parts = [f"benchmarks/table1.py --run --scale {arguments.scale} --bits {bits} --recipe {arguments.recipe}",
+             f"--schedule {arguments.schedule}"]
+    parts += [f"--iterations {arguments.iterations}"] * (arguments.iterations is not None)
+    parts += ["--from RECTIFIERS"] * (arguments.start is not None)
+    return " ".join([*parts, "--weights W --data DATA"])
 
 
 if __name__ == "__main__":

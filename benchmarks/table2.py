@@ -18,12 +18,13 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import runs  # noqa: E402
-from ppsr2q.core.config import Config, config_to_dict, load_config  # noqa: E402
+from ppsr2q.core.config import REPORTING_OPTIONS, Config, config_to_dict, load_config  # noqa: E402
 from ppsr2q.core.errors import UserError  # noqa: E402
 from ppsr2q.core.files import atomic_path  # noqa: E402
 from ppsr2q.evaluation.evaluator import PROTOCOL  # noqa: E402
@@ -51,7 +52,7 @@ class Row:
     """A row of the table.
 
     Attributes:
-        stage: what is measured (``evaluating.network_of_stage``).
+        stage: what is measured (``stages.network_of_stage``).
         options: on top of config and schedule.
         folder: of the run; rows of one folder share what it trained.
         seeded: run with all of SEEDS at 4 bits.
@@ -65,7 +66,12 @@ class Row:
     folder: str = ""
     seeded: bool = False
     further: Optional[str] = None
-    paper: Mapping[Tuple[int, str], float] = None
+    paper: Mapping[Tuple[int, str], float] = MappingProxyType({})
+
+    @property
+    def stages(self) -> Tuple[str, ...]:
+        """The stages that train it."""
+        return {"searched": (), "osrc": ("rgt", "osrc")}.get(self.stage, ("rgt",))
 
 
 ROWS: Dict[str, Row] = {
@@ -109,8 +115,7 @@ def fingerprint(row: Row, bits: int, seed: int, schedule: str, weights_sha256: s
     options = config_to_dict(config)
     kept = {name: options[name] for name in ("seed", "quant", "calib", "rectifier", "loss", "train", "route_calib")}
     kept["train"] = {key: value for key, value in kept["train"].items()
-                     if key not in ("start_from", "log_every", "save_every", "validate_every", "validation_crops",
-                                    "recompute")}
+                     if key not in ("start_from", *REPORTING_OPTIONS)}
     parent = fingerprint(ROWS[row.further], bits, seed, schedule, weights_sha256) if row.further else None
     return fingerprint_of(plan=build_plan(config).describe(), options=kept, weights=weights_sha256, stage=row.stage,
                           parent=parent, protocol=PROTOCOL, mode=config.eval.mode,
@@ -160,7 +165,7 @@ def run_row(key: str, bits: int, seed: int, schedule: str, weights: str, data: P
     options = config_to_dict(config)
     write_record(results / f"{name}.json", f"Table 2a, {row.title}, x2, {bits} bits", measured,
                  how=f"benchmarks/table2.py --run --schedule {schedule} --rows {key} --bits {bits}",
-                 seconds=runs.trained_seconds(config), seed=seed, protocol=found["protocol"], fingerprint=mark,
+                 seconds=runs.trained_seconds(config, row.stages), seed=seed, protocol=found["protocol"], fingerprint=mark,
                  schedule={"name": schedule, **{k: options[k] for k in ("calib", "train", "route_calib")}})
     print(f"{name}: " + "  ".join(f"{s} {v['psnr_y']:.2f}" for s, v in measured.items()), flush=True)
 
@@ -225,13 +230,12 @@ def render(schedule: str, weights_sha256: str, results: Path = RESULTS, sets: Se
     for bits in (4, 2):
         rows = []
         for key, row in ROWS.items():
-            paper = row.paper or {}
             cells = []
             for test_set in sets:
                 names = [name for name in (record_name(key, bits, seed, schedule) for seed in SEEDS)
                          if test_set in records.get(name, {"results": {}})["results"]]
-                cells.append(Cell(names, (test_set, "psnr_y"), paper.get((bits, test_set))))
-            urban = paper.get((bits, "Urban100"))
+                cells.append(Cell(names, (test_set, "psnr_y"), row.paper.get((bits, test_set))))
+            urban = row.paper.get((bits, "Urban100"))
             rows.append((row.title + (f"; the paper on Urban100: {urban:.2f}" if urban else ""), cells))
         lines.append(render_table([f"{bits} bits", *sets], rows, records))
         lines += [*comparisons(bits, schedule, records, sets), ""]

@@ -47,7 +47,7 @@ def measured_speedup(record: Optional[Mapping[str, Any]], bits: int) -> Optional
     """(seconds of the fastest full-precision engine that is not ours / seconds of our runtime, that engine's name, the
     same over our own full-precision runtime); None where one of them was not measured."""
     seconds = {} if record is None else seconds_of(record, LARGEST)
-    fastest = None if record is None else fastest_foreign(record, LARGEST, lossless=True)
+    fastest = None if record is None else fastest_foreign(record, LARGEST, full_precision=True)
     if fastest is None or OURS[bits] not in seconds or FULL_PRECISION not in seconds:
         return None
     return seconds[fastest] / seconds[OURS[bits]], fastest, seconds[FULL_PRECISION] / seconds[OURS[bits]]

@@ -134,7 +134,7 @@ class Worker:
         environment: as for :func:`in_child`.
 
     Raises:
-        UserError, RuntimeError: as :func:`in_child`, here and when called.
+        DoesNotFit, UserError, RuntimeError: as :func:`in_child`, here and when called.
     """
 
     def __init__(self, make: Callable[..., Callable[[], object]], *arguments: Any,
@@ -164,6 +164,17 @@ class Worker:
     def close(self) -> None:
         self._process.kill()
         self._process.join()
+
+
+def interleave_workers(makers: Mapping[str, Callable[[], Worker]], rounds: int,
+                       once: Container[str] = ()) -> Dict[str, List[float]]:
+    """:func:`interleave` of processes that exist as long as it takes, with a rest between two calls."""
+    with contextlib.ExitStack() as stack:
+        workers = {}
+        for name, make in makers.items():
+            workers[name] = make()
+            stack.callback(workers[name].close)
+        return interleave(workers, rounds, once, REST)
 
 
 def _serve(connection: Any, make: Callable[..., Callable[[], object]], arguments: tuple) -> None:

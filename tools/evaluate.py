@@ -25,7 +25,7 @@ def main() -> None:
     config = cli.configure(arguments, needs_paddle=arguments.engine == "paddle")
     from ppsr2q.core.files import atomic_path, make_writable
     from ppsr2q.evaluation.evaluator import format_results
-    from ppsr2q.workflow.evaluating import load_upscaler, measure
+    from ppsr2q.workflow.evaluating import described, load_upscaler, measure
     if arguments.json:
         make_writable(Path(arguments.json).parent)
     upscale, scale = load_upscaler(config, arguments.config, arguments.model, arguments.stage, arguments.engine,
@@ -34,8 +34,9 @@ def main() -> None:
     results = measure(config, upscale, scale, sets)
     print(format_results(results))
     if arguments.json:
+        measured = described(config, arguments.config, arguments.model, arguments.stage, arguments.engine)
         with atomic_path(arguments.json) as temporary:
-            temporary.write_text(json.dumps(results, indent=1))
+            temporary.write_text(json.dumps({**results, "measured": measured}, indent=1))
 
 
 if __name__ == "__main__":

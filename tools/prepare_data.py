@@ -39,6 +39,8 @@ def main() -> None:
     sets = arguments.sets.split(",") if arguments.sets else list(BENCHMARKS)
     report = prepare_data(arguments.root, scales_of(arguments.scales), arguments.make_lr, arguments.train, sets,
                           show_file if sys.stderr.isatty() else None)
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
     print(report)
     if report.problems:
         raise UserError(f"{len(report.problems)} problem(s) found, see above")

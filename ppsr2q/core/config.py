@@ -54,8 +54,8 @@ class QuantConfig:
 class CalibConfig:
     images: int = option(32, "crops of the calibration batch", low=1)
     lr_patch: int = option(64, "side of a low-resolution crop in pixels", low=8)
-    dobi_mode: str = option("code", "search bounds as 2DQuant's paper or as its code does",
-                           choices=("paper", "code"))
+    dobi_mode: str = option("code", "search bounds as 2DQuant's paper does, as its code does, or as its code and then "
+                            "fit them by least squares", choices=("paper", "code", "fit"))
     progressive: bool = option(False, "search layer by layer, each behind the already quantized ones")
     candidates: int = option(100, "bounds tried per tensor", low=2)
     max_samples: int = option(65536, "values per tensor that a search looks at", low=256)
@@ -214,6 +214,8 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Dict[str, Any]:
     return flat
 
 
+#: options of training sections that change what a run reports or how it computes, not what it computes
+REPORTING_OPTIONS = ("log_every", "save_every", "validate_every", "validation_crops", "recompute")
 PATH_OPTIONS = ("output_dir", "model.weights", "data.root", "data.train", "train.start_from")
 
 
@@ -301,8 +303,9 @@ def _read_override(text: str) -> Dict[str, Any]:
 
 
 def _merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> Dict[str, Any]:
+    """``update`` over ``base``. What it sets comes last: of two ``quant.overrides`` that match a tensor the later wins."""
     merged = dict(base)
     for key, value in update.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
+        before = merged.pop(key, None)
+        merged[key] = _merge(before, value) if isinstance(value, dict) and isinstance(before, dict) else value
     return merged

@@ -54,6 +54,8 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
         _sync(path.parent)
     except OSError as error:
+        if not _concerns(error, temporary):
+            raise
         raise UserError(f"{path}: cannot be written ({error.strerror or error}); "
                         "an earlier file of that name is unchanged") from error
     finally:
@@ -80,7 +82,8 @@ def make_writable(folder: PathLike) -> Path:
 def atomic_folder(path: PathLike) -> Iterator[Path]:
     """Give a temporary folder beside ``path`` that replaces it when the block ends without an error.
 
-    Between the two renames there is neither; a mixture of old and new files there is never.
+    Between the two renames there is neither; a mixture of old and new files there is never. Where the second one fails
+    or is interrupted, the old folder comes back.
 
     Raises:
         UserError: the system refused to write.
@@ -97,10 +100,23 @@ def atomic_folder(path: PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
         _sync(path.parent)
     except OSError as error:
+        if not _concerns(error, temporary):
+            raise
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
+        if old.exists() and not path.exists():
+            os.replace(old, path)
         for folder in (temporary, old):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _concerns(error: OSError, temporary: Path) -> bool:
+    """Whether the system refused ``temporary``, what is in it or the folder it lies in, and not another file that the
+    caller's block reads or writes. Errors of open files, such as a full disk, name none."""
+    if error.filename is None:
+        return True
+    name = Path(os.fsdecode(error.filename))
+    return temporary in (name, *name.parents) or name in temporary.parents
 
 
 def _sync(path: Path) -> None:
@@ -132,6 +148,10 @@ class Artifact:
     metadata: Dict[str, Any]
     tensors: Dict[str, np.ndarray]
     versions: Dict[str, str]
+
+    def part(self, prefix: str) -> Dict[str, np.ndarray]:
+        """The tensors whose names begin with ``prefix``, by the rest of the name."""
+        return {name[len(prefix):]: value for name, value in self.tensors.items() if name.startswith(prefix)}
 
 
 def _content_sha256(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import paddle
 
 from ppsr2q.core.averaging import IterateAverage
-from ppsr2q.core.config import flatten
+from ppsr2q.core.config import REPORTING_OPTIONS, flatten
 from ppsr2q.core.errors import UserError
 from ppsr2q.core.files import load_artifact, save_artifact
 from ppsr2q.core.parameters import ParameterGroup
@@ -22,11 +22,13 @@ _ADAM_STATE = ("moment1", "moment2", "beta1_pow_acc", "beta2_pow_acc")
 # What a resumed run may change: where things lie, how often it reports, what does not touch the iterates. The paths of
 # the weights, of the images and of another run to start from may change because their hashes are compared, and so may
 # what stage 2 notes about stage 1.
-_FREE = ("run.ppsr2q", "run.versions.*", "run.config.device", "run.config.output_dir", "run.config.model.weights",
-         "run.config.train.start_from", "run.config.data.*", "run.config.eval.*", "run.trained_otherwise.*",
-         "*.log_every", "*.save_every", "*.validate_every", "*.validation_crops", "*.recompute")
+_FREE = ("run.config.device", "run.config.output_dir", "run.config.model.weights", "run.config.train.start_from",
+         "run.config.data.*", "run.config.eval.*", "run.trained_otherwise.*",
+         *(f"*.{name}" for name in REPORTING_OPTIONS))
 # Sections that a stage does not read.
-_FREE_IN_STAGE = {"rgt": ("run.config.route_calib.*", "run.config.pretrain.*")}
+_FREE_IN_STAGE = {"rgt": ("run.config.route_calib.*", "run.config.pretrain.*"), "osrc": ("run.config.pretrain.*",),
+                  "pretrain": tuple(f"run.config.{name}.*" for name in ("quant", "calib", "rectifier", "loss", "train",
+                                                                        "route_calib"))}
 
 
 @dataclasses.dataclass

@@ -25,7 +25,7 @@ from ppsr2q.core.resume import RunState, load_checkpoint, save_checkpoint
 
 __all__ = ["Batches", "ParameterGroup", "Stage", "Trainer", "TrainerSettings", "TrainResult"]
 
-Batches = Callable[[int, int, int], Dict[str, np.ndarray]]
+Batches = Callable[[int, int, int], Dict[str, Any]]
 """(iteration, index, count) -> slice ``index`` of the ``count`` that make up ``iteration``'s global batch.
 
 It keeps no state: everything random in it is a function of the seed and the arguments, so that a resumed run
@@ -34,14 +34,14 @@ sees the same batches without restoring a generator.
 
 
 class Stage(Protocol):
-    """What the trainer asks of a method. Everything but ``parameter_groups`` runs on every rank."""
+    """What the trainer asks of a method; every rank asks the same."""
 
     name: str
 
     def parameter_groups(self) -> List[ParameterGroup]:
         """The trained parameters; called once."""
 
-    def step(self, batch: Dict[str, np.ndarray]) -> Dict[str, paddle.Tensor]:
+    def step(self, batch: Dict[str, Any]) -> Dict[str, paddle.Tensor]:
         """Scalar losses of one micro-batch; ``loss`` is minimised, the others are logged."""
 
     def after_update(self) -> Dict[str, float]:

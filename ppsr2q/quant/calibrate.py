@@ -21,7 +21,8 @@ class CalibrationSettings:
     """How bounds are searched.
 
     Attributes:
-        dobi_mode: ``code``: two-sided everywhere (2DQuant's released code); ``paper``: one-sided where the plan says.
+        dobi_mode: ``code``: two-sided everywhere (2DQuant's released code); ``paper``: one-sided where the plan says;
+            ``fit``: as ``code``, then fitted by least squares (``bounds.fit_bounds``; ours).
         progressive: a quantizer acts as soon as its bounds are found, so that later ones see quantized inputs;
             otherwise all statistics are those of the full-precision network.
         candidates: K of the search.
@@ -61,7 +62,8 @@ def calibrate(model: nn.Layer, batch: paddle.Tensor, settings: CalibrationSettin
             if not np.isfinite(values).all():
                 raise ValueError(f"{name}: values to calibrate on are not finite")
             one_sided = quantizer.one_sided and settings.dobi_mode == "paper"
-            found[name] = search_bounds(values, quantizer.bits, one_sided, settings.candidates)
+            found[name] = search_bounds(values, quantizer.bits, one_sided, settings.candidates,
+                                        settings.dobi_mode == "fit")
             quantizer.observer = None
             quantizer.set_bounds(*found[name])
             if not settings.progressive:

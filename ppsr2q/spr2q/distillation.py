@@ -1,14 +1,15 @@
 """What both stages share: a student learns to answer like its full-precision teacher."""
 from __future__ import annotations
 
-from typing import Callable, Dict, Optional
+from typing import Any, Callable, Dict, Optional
 
 import numpy as np
 import paddle
 from paddle import nn
 
+from ppsr2q.core.config import LossConfig
 from ppsr2q.quant.calibrate import get_bounds
-from ppsr2q.spr2q.losses import LossSettings, hybrid_loss, pixel_loss
+from ppsr2q.spr2q.losses import hybrid_loss, pixel_loss
 from ppsr2q.spr2q.rectifier import gated_groups
 from ppsr2q.spr2q.routing_guide import RoutingGuide
 
@@ -27,7 +28,7 @@ class Distillation:
         pictures: student -> pictures by name, uint8 (H, W, 3), for the dashboard.
     """
 
-    def __init__(self, student: nn.Layer, teacher: nn.Layer, loss: LossSettings,
+    def __init__(self, student: nn.Layer, teacher: nn.Layer, loss: LossConfig,
                  validation: Optional[Validation] = None,
                  pictures: Optional[Callable[[nn.Layer], Dict[str, np.ndarray]]] = None,
                  teacher_routing: int = 0) -> None:
@@ -38,9 +39,9 @@ class Distillation:
         teacher.eval()
         student.eval()
 
-    def step(self, batch: Dict[str, np.ndarray]) -> Dict[str, paddle.Tensor]:
+    def step(self, batch: Dict[str, Any]) -> Dict[str, paddle.Tensor]:
         """Losses of one micro-batch: ``batch["lr"]`` float32 (B, 3, h, w), and optionally ``batch["hr"]`` float32
-        (B, 3, scale h, scale w), the ground truth."""
+        (B, 3, scale h, scale w), the ground truth, and ``batch["iteration"]``, the seed of noisy routing (default 0)."""
         x, iteration = paddle.to_tensor(batch["lr"]), batch.get("iteration", 0)
         # with noisy routing both networks must draw the same noise, and fresh noise every batch
         self.student.routing_seed = self.teacher.routing_seed = iteration

@@ -5,7 +5,7 @@ This is not part of SPR²Q: its results are reported as fine-tuned ones.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Dict, Iterable, List, Mapping, Union
+from typing import Dict, Iterable, Mapping, Union
 
 import numpy as np
 import paddle
@@ -59,17 +59,16 @@ def changed_parameters(student: nn.Layer, before: Mapping[str, np.ndarray]) -> D
     return {f"{PREFIX}{name}": value for name, value in now.items() if value.tobytes() != before[name].tobytes()}
 
 
-def load_parameters(student: nn.Layer, artifact: Artifact, path: Union[str, Path]) -> List[str]:
-    """Set the network parameters that an artifact carries (none, when nothing was fine-tuned); their names.
+def load_parameters(student: nn.Layer, artifact: Artifact, path: Union[str, Path]) -> None:
+    """Set the network parameters that an artifact carries (none, when nothing was fine-tuned).
 
     Raises:
         UserError: a name or shape that this network does not have.
     """
     parameters = network_parameters(student)
-    stored = {key[len(PREFIX):]: value for key, value in artifact.tensors.items() if key.startswith(PREFIX)}
+    stored = artifact.part(PREFIX)
     for name, value in stored.items():
         if name not in parameters or list(parameters[name].shape) != list(value.shape):
             raise UserError(f"{path}: holds a fine-tuned {name} {list(value.shape)}, which this network does not have")
     for name, value in stored.items():
         parameters[name].set_value(value)
-    return list(stored)

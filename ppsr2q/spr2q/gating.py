@@ -15,7 +15,8 @@ class DynamicGate(nn.Layer):
     """softmax(Linear(mean over tokens of the layer input)): (B, d_in) -> mixing weights.
 
     Starts uniform (zero weight and bias). The weights are averaged over the batch, so that one quantized weight
-    serves it; in a data-parallel run over the whole global batch, so that every rank mixes alike.
+    serves it; in a data-parallel run over the batches of all ranks, so that every rank mixes alike (micro-batches of
+    ``train.accumulate`` mix each for themselves).
 
     Args:
         d_in: channels of the layer's input.

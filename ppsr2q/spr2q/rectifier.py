@@ -1,32 +1,18 @@
 """Rectifier groups: N low-rank corrections of one weight, mixed by a gate; and the unconstrained increment."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Dict, Iterable, List, Union
 
 import numpy as np
 import paddle
 from paddle import nn
 
+from ppsr2q.core.config import RectifierConfig
 from ppsr2q.core.errors import UserError
 from ppsr2q.quant.convert import get_sublayer
 from ppsr2q.quant.layers import QuantLinear
 from ppsr2q.quant.plan import PlannedTensor
 from ppsr2q.spr2q.gating import DynamicGate, StaticGate, uniform_gate
-
-
-@dataclass(frozen=True)
-class RectifierSettings:
-    """N, r, and how the group is mixed: ``gate`` is ``dynamic`` (paper) or ``static`` (the authors' released code).
-
-    ``form: full_rank`` is a control, not the method: one trained increment a layer, neither factors nor gate.
-    """
-
-    number: int = 4
-    rank: int = 8
-    gate: str = "dynamic"
-    per_sample: bool = False
-    form: str = "low_rank"
 
 
 class RectifierGroup(nn.Layer):
@@ -119,9 +105,15 @@ class FullRankIncrement(nn.Layer):
         return self.delta
 
 
-def attach_rectifiers(student: nn.Layer, tensors: Iterable[PlannedTensor], settings: RectifierSettings,
+def attach_rectifiers(student: nn.Layer, tensors: Iterable[PlannedTensor], settings: RectifierConfig,
                       seed: int) -> None:
     """Give every rectified layer of the plan its group. One rectifier (PQFR) needs no gate: its weight is 1.
+
+    Args:
+        settings: N, r, and how the group is mixed: ``gate`` is ``dynamic`` (paper) or ``static`` (the authors' released
+            code). ``form: full_rank`` is a control, not the method: one trained increment a layer, neither factors nor
+            gate.
+        seed: of the draws of A.
 
     Raises:
         UserError: a full-rank increment is to be one of several.

@@ -53,10 +53,6 @@ def save_rectifiers(student: nn.Layer, path: Union[str, Path], metadata: dict,
     save_artifact(path, {**rectifier_state(student), **changed}, RECTIFIERS_KIND, metadata)
 
 
-def _part(artifact: Artifact, prefix: str) -> Dict[str, np.ndarray]:
-    return {key[len(prefix):]: value for key, value in artifact.tensors.items() if key.startswith(prefix)}
-
-
 def load_bounds(student: nn.Layer, artifact: Artifact, path: Union[str, Path]) -> None:
     """Set the bounds of a student from the ``bounds/<plan name>`` arrays of any artifact.
 
@@ -64,7 +60,7 @@ def load_bounds(student: nn.Layer, artifact: Artifact, path: Union[str, Path]) -
         UserError: names differ (another plan or architecture).
     """
     try:
-        set_bounds(student, _part(artifact, "bounds/"))
+        set_bounds(student, artifact.part("bounds/"))
     except ValueError as error:
         raise UserError(f"{path}: {error} (another plan or architecture?)") from None
 
@@ -83,7 +79,7 @@ def load_adapters(student: nn.Layer, artifact: Artifact, path: Union[str, Path])
     """:func:`load_rectifiers` without the bounds: what a run at another bit width can start from."""
     parameters = {f"{name}.{key}": parameter for name, group in rectifier_groups(student).items()
                   for key, parameter in group.named_parameters()}
-    stored = _part(artifact, "rectifiers/")
+    stored = artifact.part("rectifiers/")
     odd = set(parameters) ^ set(stored) or {name for name in stored
                                             if list(stored[name].shape) != list(parameters[name].shape)}
     if odd:
@@ -120,7 +116,7 @@ def load_table(student: nn.Layer, artifact: Artifact, path: Union[str, Path]) ->
     """
     load_bounds(student, artifact, path)
     load_parameters(student, artifact, path)
-    for name, increment in _part(artifact, "increment/").items():
+    for name, increment in artifact.part("increment/").items():
         try:
             layer = get_sublayer(student, name)
             shape = list(layer.weight.shape)

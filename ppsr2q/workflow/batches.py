@@ -4,9 +4,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import sys
 from pathlib import Path
-from typing import Callable, Dict, List, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import numpy as np
 import paddle
@@ -64,7 +65,7 @@ def training_batches(config: Config, batch: int, lr_patch: int, augment: bool, w
     ``batch`` samples."""
     sampler = PatchSampler(_split(config, lr_patch)[0], config.model.scale, lr_patch, config.seed, augment, with_hr)
 
-    def batches(iteration: int, index: int, count: int) -> Dict[str, np.ndarray]:
+    def batches(iteration: int, index: int, count: int) -> Dict[str, Any]:
         return {**sampler.batch(iteration, index * batch, batch), "iteration": iteration}
     return batches
 
@@ -90,7 +91,7 @@ def final_start(config: Config) -> int:
     """
     if config.loss.truth_weight and not config.train.final_share:
         raise UserError("loss.truth_weight needs a final phase: set train.final_share above 0")
-    return config.train.iterations - round(config.train.iterations * config.train.final_share)
+    return config.train.iterations - math.ceil(config.train.iterations * config.train.final_share)
 
 
 def calibration_batch(config: Config) -> np.ndarray:
@@ -113,19 +114,19 @@ class Validation:
         self._lr, hr = validation_crops(_split(config, lr_patch)[1], self._scale, lr_patch, count)
         self._hr = [_to_picture(image) for image in hr]
 
-    def outputs(self, network) -> List[np.ndarray]:
-        """uint8 (H, W, 3) outputs of the network for all crops."""
+    def outputs(self, network, count: Optional[int] = None) -> List[np.ndarray]:
+        """uint8 (H, W, 3) outputs of the network for the first ``count`` crops; None: all of them."""
         with paddle.no_grad():
-            return [_to_picture(network(paddle.to_tensor(self._lr[i:i + 1])).numpy()[0]) for i in range(len(self._lr))]
+            return [_to_picture(network(paddle.to_tensor(crop[None])).numpy()[0]) for crop in self._lr[:count]]
 
     def __call__(self, network) -> Dict[str, float]:
         scores = [psnr_y(output, hr, self._scale) for output, hr in zip(self.outputs(network), self._hr)]
         return {"psnr_y": float(np.mean(scores))}
 
     def pictures(self, network, teacher_outputs: List[np.ndarray]) -> Dict[str, np.ndarray]:
-        """Full precision on the left, quantized on the right, of the first crops."""
-        return {f"crop {i}: full precision, quantized": np.concatenate([teacher, student], axis=1)
-                for i, (teacher, student) in enumerate(zip(teacher_outputs[:4], self.outputs(network)[:4]))}
+        """Full precision on the left, quantized on the right, of as many crops as there are ``teacher_outputs``."""
+        pairs = zip(teacher_outputs, self.outputs(network, len(teacher_outputs)))
+        return {f"crop {i}: full precision, quantized": np.concatenate(pair, axis=1) for i, pair in enumerate(pairs)}
 
 
 def _to_picture(image: np.ndarray) -> np.ndarray:

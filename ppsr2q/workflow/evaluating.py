@@ -1,16 +1,20 @@
 """Measuring a network: ``tools/evaluate.py``. Paddle is imported only for its own engine."""
 from __future__ import annotations
 
+import datetime
+import hashlib
 from functools import partial
+from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import numpy as np
 
 from ppsr2q import deploy
-from ppsr2q.core.config import Config
+from ppsr2q.core.config import Config, config_to_dict, without_folders
 from ppsr2q.core.errors import UserError
 from ppsr2q.data.datasets import TestSet
 from ppsr2q.evaluation.evaluator import bicubic_upscaler, evaluate
+from ppsr2q.evaluation.records import git_commit, machine
 from ppsr2q.evaluation.tiling import run_official_tiles
 from ppsr2q.workflow.progress import Progress
 
@@ -56,6 +60,18 @@ def _packed_upscaler(config: Config, model: Optional[str], engine: str,
         raise UserError(f"model.routing is {config.model.routing!r}; packed models route by argmax only")
     loaded = deploy.load(model, threads, engine)
     return loaded.upscale, loaded.scale
+
+
+def described(config: Config, config_path: Optional[str], model: Optional[str], stage: Optional[str],
+              engine: str) -> Dict[str, Any]:
+    """What :func:`load_upscaler` loads, for a report: a file with its SHA-256, or a config with its stage; and when, by
+    what and on what machine it is measured."""
+    if model is not None:
+        network = {"model": Path(model).name, "sha256": hashlib.sha256(Path(model).read_bytes()).hexdigest()}
+    else:
+        network = {"config": config_path, "stage": stage, "options": without_folders(config_to_dict(config))}
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    return {**network, "engine": engine, "commit": git_commit(), "date": now, "machine": machine()}
 
 
 def measure(config: Config, upscale: Upscale, scale: int, sets: List[str]) -> Dict[str, Any]:

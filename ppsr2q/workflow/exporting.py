@@ -29,7 +29,7 @@ from ppsr2q.workflow.batches import calibration_batch
 from ppsr2q.workflow.networks import (Quantized, build_quantized, fused_network, load_folded, load_fused, load_packed,
                                       parameters_of_official)
 from ppsr2q.workflow.paths import paths, require_current, require_stage
-from ppsr2q.workflow.training import load_trained
+from ppsr2q.workflow.training import has_routing, load_trained
 
 TOLERANCE = 1e-5  # of an output in [0, 1], largest difference: both networks run the same float32 operators
 #: Root mean square difference of what adds in another order (inference model, ONNX) or has its parameters rounded to
@@ -55,11 +55,6 @@ class Written:
     size: int
     difference: float
     measure: str
-
-
-def has_routing(config: Config) -> bool:
-    """Whether stage 2 has something to calibrate: rectifiers that a gate mixes."""
-    return config.rectifier.enabled and config.rectifier.form != "full_rank"
 
 
 def load_calibrated(config: Config, config_path: str) -> Quantized:

@@ -1,6 +1,7 @@
 """Networks as a config describes them, and as artifacts carry them."""
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
@@ -12,8 +13,8 @@ from paddle import nn
 from ppsr2q.core.config import Config, config_to_dict
 from ppsr2q.core.errors import UserError
 from ppsr2q.core.files import Artifact, load_artifact
-from ppsr2q.deploy.packed import PACKED_KIND, PackedModel, read_packed
-from ppsr2q.deploy.packing import pack, unpack
+from ppsr2q.deploy.packed import PACKED_KIND, read_packed
+from ppsr2q.deploy.packing import unpack
 from ppsr2q.models import ARCHITECTURES
 from ppsr2q.models.checkpoint import load_state, load_weights, weights_sha256
 from ppsr2q.quant import PLAN_ENTRIES, Plan, QuantizerOptions, quantize, set_bounds
@@ -120,7 +121,7 @@ class Quantized:
         Raises:
             UserError: folds that this network has no place for, or others than it already has.
         """
-        folds = {key[len(FOLDS):]: value for key, value in artifact.tensors.items() if key.startswith(FOLDS)}
+        folds = artifact.part(FOLDS)
         if self.folds or not folds:
             if set(folds) != set(self.folds) or any((folds[key] != self.folds[key]).any() for key in folds):
                 raise UserError(f"{path}: equalized otherwise than what this run has started from")
@@ -202,7 +203,8 @@ def differing_quantizers(artifact: Artifact, config: Config,
     """None when an artifact's bounds mean the same under this config, else the first option of ``quant`` that differs
     (bounds of other quantizers would load, and mean something else)."""
     before, now = _quant_options(artifact), config_to_dict(config)["quant"]
-    return next((key for key in options if before[key] != now[key]), None)
+    # as JSON: of overrides the order counts, the last match wins
+    return next((key for key in options if json.dumps(before[key]) != json.dumps(now[key])), None)
 
 
 def check_quantizers(artifact: Artifact, config: Config, path: Union[str, Path],
@@ -299,19 +301,6 @@ def load_model(path: Union[str, Path], routing: str = "argmax", routing_seed: in
         return load_packed(path, routing, routing_seed)
     raise UserError(f"{path}: holds {artifact.kind!r}, expected {FUSED_KIND!r} or {PACKED_KIND!r} (made by "
                     "tools/export.py)")
-
-
-def pack_fused(path: Union[str, Path]) -> PackedModel:
-    """The packed form of a fused model file.
-
-    Raises:
-        UserError: damaged file, or values that are no levels of their quantizers.
-    """
-    artifact = load_artifact(path, FUSED_KIND)
-    _, bounds = split_fused_state(artifact.tensors)
-    plan = Plan.from_description(artifact.metadata["plan"], str(path))
-    metadata = {key: value for key, value in artifact.metadata.items() if key not in ("plan", "architecture")}
-    return pack(network_of_fused(artifact, path), artifact.metadata["architecture"], plan, bounds, metadata)
 
 
 def upscaler(network: nn.Layer):

@@ -1,9 +1,8 @@
 """Full-precision training from scratch or from a checkpoint (``tools/pretrain.py``)."""
 from __future__ import annotations
 
-from typing import Dict, List
+from typing import Any, Dict, List
 
-import numpy as np
 import paddle
 from paddle import nn
 
@@ -15,7 +14,7 @@ from ppsr2q.models.checkpoint import save_weights
 from ppsr2q.models.initialization import bilinear_start, official_initialization
 from ppsr2q.workflow.batches import Validation, training_batches
 from ppsr2q.workflow.networks import build_network, provenance
-from ppsr2q.workflow.training import run_stage, training_provenance
+from ppsr2q.workflow.training import PICTURES, run_stage, training_provenance
 
 
 class Pretraining:
@@ -29,7 +28,7 @@ class Pretraining:
     def parameter_groups(self) -> List[ParameterGroup]:
         return [ParameterGroup("network", dict(self.network.named_parameters()), self._lr)]
 
-    def step(self, batch: Dict[str, np.ndarray]) -> Dict[str, paddle.Tensor]:
+    def step(self, batch: Dict[str, Any]) -> Dict[str, paddle.Tensor]:
         self.network.routing_seed = batch["iteration"]
         output = self.network(paddle.to_tensor(batch["lr"]))
         return {"loss": (output - paddle.to_tensor(batch["hr"])).abs().mean()}
@@ -41,7 +40,7 @@ class Pretraining:
         return self._validation(self.network)
 
     def dashboard(self, dashboard, iteration: int) -> None:
-        for i, picture in enumerate(self._validation.outputs(self.network)[:4]):
+        for i, picture in enumerate(self._validation.outputs(self.network, PICTURES)):
             dashboard.image(f"crop {i}", picture, iteration)
 
 

@@ -19,8 +19,8 @@ class Progress:
         if not self._live and self._done * 10 // self._total == (self._done - 1) * 10 // self._total:
             return
         left = (time.monotonic() - self._start) / self._done * (self._total - self._done)
-        print(f"{self._what}: {self._done}/{self._total}, {format_duration(left)} left", end="\r" if self._live else "\n",
-              file=sys.stderr, flush=True)
+        line = f"{self._what}: {self._done}/{self._total}, {format_duration(left)} left"
+        print(f"\r\033[K{line}" if self._live else line, end="" if self._live else "\n", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         if self._live:

@@ -9,12 +9,12 @@ from ppsr2q.core.config import Config
 from ppsr2q.core.errors import UserError
 from ppsr2q.core.files import load_artifact
 from ppsr2q.spr2q.fuse import FUSED_KIND
-from ppsr2q.workflow.exporting import has_routing, load_calibrated, mean_gate_student
+from ppsr2q.workflow.exporting import load_calibrated, mean_gate_student
 from ppsr2q.workflow.networks import (build_network, build_quantized, check_architecture, check_quantizers,
                                       network_of_fused)
 from ppsr2q.workflow.paths import paths, require_current, require_stage
 from ppsr2q.workflow.starting import load_searched_bounds
-from ppsr2q.workflow.training import load_trained
+from ppsr2q.workflow.training import has_routing, load_trained
 
 
 def _searched(config: Config, config_path: str) -> nn.Layer:
@@ -22,6 +22,10 @@ def _searched(config: Config, config_path: str) -> nn.Layer:
     require_stage(path, "train", config_path)
     quantized = build_quantized(config)
     load_searched_bounds(config, quantized)
+    start = quantized.origin.metadata["config"]["train"].get("start_from")
+    if start is not None:
+        raise UserError(f"{path}: of the network that {start} holds, with its rectifiers, not of the full-precision one; "
+                        "measure the run that made that file")
     return quantized.student
 
 
@@ -48,8 +52,8 @@ def network_of_stage(config: Config, config_path: str, stage: Optional[str] = No
         return build_network(config)
     if stage == "bounds":
         if has_routing(config):
-            raise UserError("--stage bounds is of runs without rectifiers (rectifier.enabled: false) or gates "
-                            "(rectifier.form: full_rank); this config has both: take rgt or osrc")
+            raise UserError("--stage bounds is of runs that have nothing to route (rectifier.enabled: false, "
+                            "rectifier.number: 1); this config has gates: take rgt or osrc")
         return load_trained(config, config_path).student
     if stage == "rgt":
         return mean_gate_student(config, config_path).student

@@ -1,7 +1,6 @@
 """What stage 1 begins with: folds and bounds (stage 0), rectifiers at zero, in closed form, or of another run."""
 from __future__ import annotations
 
-import dataclasses
 from typing import Dict, List, Optional
 
 import numpy as np
@@ -15,7 +14,7 @@ from ppsr2q.quant import CalibrationSettings, calibrate, get_bounds, set_bounds
 from ppsr2q.quant.equalize import choose_folds
 from ppsr2q.spr2q.closed_form import closed_form_start
 from ppsr2q.spr2q.group_training import GroupTraining
-from ppsr2q.spr2q.rectifier import RectifierSettings, attach_rectifiers, rectifier_groups
+from ppsr2q.spr2q.rectifier import attach_rectifiers, rectifier_groups
 from ppsr2q.spr2q.routing_table import RECTIFIERS_KIND, load_adapters, load_bounds, load_rectifiers, save_rectifiers
 from ppsr2q.workflow.batches import calibration_batch
 from ppsr2q.workflow.networks import (Quantized, build_quantized, check_origin, differing_quantizers, load_folded,
@@ -85,10 +84,7 @@ def load_searched_bounds(config: Config, quantized: Quantized) -> None:
 def add_rectifiers(config: Config, quantized: Quantized) -> None:
     """Give the student the configured rectifiers, at zero."""
     if config.rectifier.enabled:
-        fields = {field.name for field in dataclasses.fields(RectifierSettings)}
-        settings = RectifierSettings(**{key: value for key, value in dataclasses.asdict(config.rectifier).items()
-                                        if key in fields})
-        attach_rectifiers(quantized.student, quantized.tensors, settings, config.seed)
+        attach_rectifiers(quantized.student, quantized.tensors, config.rectifier, config.seed)
 
 
 def start_artifact(config: Config, quantized: Quantized) -> Optional[Artifact]:

@@ -16,7 +16,6 @@ from ppsr2q.core.files import make_writable, tensors_sha256
 from ppsr2q.core.trainer import Batches, Trainer, TrainerSettings, TrainResult
 from ppsr2q.spr2q.finetune import finetuned_parameters
 from ppsr2q.spr2q.group_training import GroupTraining
-from ppsr2q.spr2q.losses import LossSettings
 from ppsr2q.spr2q.rectifier import freeze_gates
 from ppsr2q.spr2q.routing_calibration import RoutingCalibration
 from ppsr2q.spr2q.routing_table import RECTIFIERS_KIND, load_rectifiers, save_rectifiers, save_table
@@ -35,14 +34,13 @@ def _trainer_settings(config: Config, iterations: int, warmup: int = 0, average_
                            save_every=train.save_every, validate_every=train.validate_every)
 
 
-def _loss(config: Config) -> LossSettings:
-    return LossSettings(**dataclasses.asdict(config.loss))
+PICTURES = 4  # crops that the dashboard shows
 
 
 def _watchers(config: Config, teacher) -> Tuple:
-    """Validation and pictures for the dashboard; the teacher's outputs are computed once."""
+    """Validation, and pictures of its first crops for the dashboard; the teacher's are computed once."""
     validation = Validation(config, config.train.lr_patch, config.train.validation_crops)
-    teacher_outputs = validation.outputs(teacher) if config.train.validate_every else []
+    teacher_outputs = validation.outputs(teacher, PICTURES) if config.train.validate_every else []
     return validation, lambda student: validation.pictures(student, teacher_outputs)
 
 
@@ -86,7 +84,7 @@ def train(config: Config, resume: bool = False) -> TrainResult:
     rates = {"bounds": train.lr_bounds, "rectifiers": train.lr_rectifier, "gates": train.lr_gate,
              "latent": train.lr_latent, "float": train.lr_float}
     validation, pictures = _watchers(config, quantized.teacher)
-    stage = GroupTraining(student, quantized.teacher, _loss(config), validation, pictures,
+    stage = GroupTraining(student, quantized.teacher, config.loss, validation, pictures,
                           round(train.teacher_routing * train.iterations), learning_rates=rates,
                           finetuned=finetuned_parameters(student, quantized.tensors, train.finetune))
     result = run_stage(config, stage, phased_batches(config),
@@ -111,21 +109,24 @@ def load_trained(config: Config, config_path: str) -> Quantized:
     return quantized
 
 
+def has_routing(config: Config) -> bool:
+    """Whether stage 2 has something to calibrate: several rectifiers a layer, which a gate mixes."""
+    return config.rectifier.enabled and config.rectifier.number > 1
+
+
 def calibrate_routing(config: Config, config_path: str, resume: bool = False) -> TrainResult:
     """Stage 2; writes ``spr2q_table.safetensors``, which also says which rectifiers it is of, and which options of
     stage 1 were others than now."""
-    if not config.rectifier.enabled:
-        raise UserError("rectifier.enabled is false: without rectifiers there is no routing to calibrate; go on with "
-                        "tools/export.py")
-    if config.rectifier.form == "full_rank":
-        raise UserError("rectifier.form is full_rank: one increment a layer has no routing to calibrate; go on with "
-                        "tools/export.py")
+    if not has_routing(config):
+        reason = (f"rectifier.number is {config.rectifier.number}" if config.rectifier.enabled
+                  else "rectifier.enabled is false")
+        raise UserError(f"{reason}: there is no routing to calibrate; go on with tools/export.py")
     make_writable(config.output_dir)
     quantized = load_trained(config, config_path)
     freeze_gates(quantized.student, paddle.to_tensor(calibration_batch(config)), config.route_calib.weights_space)
     validation, pictures = _watchers(config, quantized.teacher)
     settings = config.route_calib
-    loss = dataclasses.replace(_loss(config), route_weight=0.0, truth_weight=0.0)  # stage 2 is the paper's
+    loss = dataclasses.replace(config.loss, route_weight=0.0, truth_weight=0.0)  # stage 2 is the paper's
     stage = RoutingCalibration(quantized.student, quantized.teacher, loss, validation, pictures,
                                learning_rate=settings.lr)
     batches = training_batches(config, settings.batch, config.train.lr_patch, config.train.augment)

@@ -31,8 +31,8 @@ def test_figures_are_those_of_the_two_engines(tmp_path):
     data = write_embedded(tmp_path)
     for path in list_images(data / TEST_SET / "HR"):
         write_rgb8(path, read_rgb8(path)[100:164, 100:180].copy())
-    found = parity.compare(str(MODEL), data, TEST_SET, 2)
     runtime, paddle = deploy.load(MODEL).upscale, upscaler(load_packed(MODEL))
+    found = parity.compare(runtime, paddle, TestSet(data, TEST_SET, 2))
     images = [pair.lr.astype(np.float32) / np.float32(255) for pair in TestSet(data, TEST_SET, 2)]
     apart = np.concatenate([np.abs(to_uint8(runtime(image)).astype(int) - to_uint8(paddle(image))).ravel()
                             for image in images])

@@ -80,15 +80,16 @@ def _record(**seconds):
     growth = {"64": {"seconds": 1.0, "seconds_per_pixel": 1.0}, "128": {"seconds": 4.4, "seconds_per_pixel": 1.1}}
     protocol = {"threads": 2, "quick": False, "engines": {name: e.text for name, e in inference_plan.ENGINES.items()},
                 **{key: key for key in ("network", "weights", "psnr", "seconds", "peak_bytes", "memory_handling")}}
-    return {"cases": {name: case for name in inference_plan.CASES}, "machine": {"cpu": "a CPU", "cores": 2},
-            "commit": "abc", "date": "today", "protocol": protocol, "results": {"networks": networks, "growth": growth, "parts": parts}}
+    cases = {name: case for name in inference_plan.CASES}
+    return {"machine": {"cpu": "a CPU", "cores": 2}, "commit": "abc", "date": "today", "protocol": protocol,
+            "results": {"cases": cases, "networks": networks, "growth": growth, "parts": parts}}
 
 
 def test_the_report_compares_with_the_fastest_engines_that_are_not_ours(tmp_path):
     record = _record(paddle_eager=(1.0, 0.0), openvino_fp32=(6.0, 0.0), openvino_int8=(4.0, 0.03),
                      onnxruntime_int8=(3.0, 0.3), runtime_fp32=(3.0, 0.0), runtime_w4a4=(2.0, 1.2))
-    assert inference_report.fastest_foreign(record, inference_plan.LARGEST, lossless=True) == "openvino_fp32"
-    assert inference_report.fastest_foreign(record, inference_plan.LARGEST, lossless=False) == "openvino_int8"
+    assert inference_report.fastest_foreign(record, inference_plan.LARGEST, full_precision=True) == "openvino_fp32"
+    assert inference_report.fastest_foreign(record, inference_plan.LARGEST, full_precision=False) == "openvino_int8"
     text = inference_report.markdown(record)
     assert "not ours (openvino_fp32) | 3.00× | 2.5× | 3.44× | met |" in text
     assert "loses at most 0.05 dB (openvino_int8) | 2.00× |" in text
@@ -109,9 +110,9 @@ def test_the_smallest_run_writes_record_table_and_plot(tmp_path, monkeypatch):
                                      str(tmp_path / "speed.json")])
     speed_inference.main()
     record = json.loads((tmp_path / "speed.json").read_text())
-    case = record["cases"][inference_plan.SMALLEST]
+    case = record["results"]["cases"][inference_plan.SMALLEST]
     assert {"seconds", "peak_bytes", "psnr_loss"} <= set(case["runtime_w4a4"]) and case["runtime_w4a4"]["psnr_loss"] > 0
-    assert record["cases"][inference_plan.LARGEST]["runtime_w4a4"] == {"skipped": "quick"}
+    assert record["results"]["cases"][inference_plan.LARGEST]["runtime_w4a4"] == {"skipped": "quick"}
     assert list(record["results"]["growth"]) == ["16", "32"]
     assert (tmp_path / "speed.md").is_file() and (tmp_path / "speed.png").is_file()
 

@@ -45,6 +45,16 @@ def test_a_row_says_what_was_trained_and_what_the_paper_has(tmp_path):
     assert "FSRCNN, full precision, as published: Set5 37.00" in text
 
 
+def test_a_schedule_is_the_same_but_for_reports_and_options_of_its_past():
+    config = table1.run_config(2, 4, "fine-tuned", TINY)
+    steps = {key: table1.config_to_dict(config)[key] for key in ("quant", "calib", "loss", "train")}
+    older = {**steps, "loss": {key: value for key, value in steps["loss"].items() if key != "route_weight"},
+             "train": {**steps["train"], "log_every": 99}}
+    assert config.loss.route_weight == table1.default_values()["loss.route_weight"]
+    assert table1._same(older, steps, None)
+    assert not table1._same({**steps, "train": {**steps["train"], "batch": 99}}, steps, None)
+
+
 def test_a_record_of_other_weights_is_marked(tmp_path):
     _record(tmp_path, "0" * 64)
     text = table1.render(tmp_path)
@@ -57,7 +67,7 @@ def test_the_smallest_run_goes_down_to_two_bits_and_leaves_models_that_give_its_
         cv2.imwrite(str(path), cv2.imread(str(path))[:48, :64])
     results = tmp_path / "results"
     for bits in (4, 2):
-        table1.run(2, bits, "fine-tuned", TINY, "embedded", data, ["Embedded"], tmp_path / "runs", results)
+        table1.run(2, bits, "fine-tuned", TINY, "embedded", data, ["Embedded"], tmp_path / "runs", results, how="pytest")
     records = read_records(results)
     assert set(records) == {"x2_w4a4_fine-tuned", "x2_w2a2_fine-tuned"}
     sizes = [(results / f"{name}.safetensors").stat().st_size for name in sorted(records, reverse=True)]
@@ -67,14 +77,14 @@ def test_the_smallest_run_goes_down_to_two_bits_and_leaves_models_that_give_its_
     assert model.scale == 2 and records["x2_w2a2_fine-tuned"]["seconds"] > 0
 
     first = tmp_path / "runs" / "x2_w4a4_fine-tuned" / "rectifiers.safetensors"
-    table1.run(2, 4, "fine-tuned", TINY, "embedded", data, ["Embedded"], tmp_path / "further", results, first)
+    table1.run(2, 4, "fine-tuned", TINY, "embedded", data, ["Embedded"], tmp_path / "further", results, first, how="pytest")
     steps = read_records(results)["x2_w4a4_fine-tuned"]["schedule"]
     assert steps["earlier"] == [{"bits": 4, "iterations": 2, "batch": 1, "lr_patch": 16}]
     assert "2 iterations of batch 1 at LR 16x16 + 2 iterations of batch 1 at LR 16x16" in table1.render(results)
 
     (data / "Embedded").rename(data / "Other")
-    shutil.rmtree(tmp_path / "further")  # a set measured later needs the model alone
-    table1.run(2, 4, "fine-tuned", TINY, "embedded", data, ["Other"], tmp_path / "further", results, first)
+    shutil.rmtree(tmp_path / "further")  # a set measured later needs the model alone, however often a run would report
+    table1.run(2, 4, "fine-tuned", [*TINY, "train.save_every=7"], "embedded", data, ["Other"], tmp_path / "further", results, first, how="pytest")
     record = read_records(results)["x2_w4a4_fine-tuned"]
     assert record["schedule"] == steps and record["results"]["Other"] == record["results"]["Embedded"]
     assert not (tmp_path / "further").exists()

@@ -8,7 +8,7 @@ from benchmarks.inference_plan import ENGINES, LARGEST
 def record_of(**seconds):
     figures = {name: {"skipped": "a test"} for name in ENGINES}
     figures.update({name: {"seconds": value, "psnr_y": 32.0, "psnr_loss": 0.0} for name, value in seconds.items()})
-    return {"cases": {LARGEST: figures}, "machine": {"cpu": "a CPU"}, "protocol": {"threads": 2}, "commit": "abc"}
+    return {"results": {"cases": {LARGEST: figures}}, "machine": {"cpu": "a CPU"}, "protocol": {"threads": 2}, "commit": "abc"}
 
 
 @pytest.mark.parametrize("bits, overrides", [(32, {}), (4, {"**.CPE.0.*": None}), (2, {"**.CPE.0.*": None})])

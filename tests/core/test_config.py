@@ -48,6 +48,12 @@ def test_later_bases_win_and_the_file_wins_over_all(write):
     assert config.quant.overrides == {"fc1": 2, "fc2": 3}
 
 
+def test_what_is_set_last_comes_last_of_two_overrides(write):
+    path = write("a.yml", "quant: {overrides: {'*.fc1.*': 8}}\n")
+    config = load_config(path, ["quant.overrides.layers.*=4", "quant.overrides.*.fc1.*=2"])
+    assert list(config.quant.overrides.items()) == [("layers.*", 4), ("*.fc1.*", 2)]
+
+
 def test_one_base_reached_twice_is_no_cycle(write):
     write("base.yml", "seed: 5\n")
     write("left.yml", "_base_: base.yml\n")

@@ -149,6 +149,31 @@ def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path):
     assert [file.name for file in target.iterdir()] == ["new"] and len(list(target.parent.iterdir())) == 1
 
 
+@pytest.mark.parametrize("error", [OSError(errno.EXDEV, "refused"), KeyboardInterrupt()])
+def test_a_folder_comes_back_where_the_new_one_cannot_take_its_place(tmp_path, monkeypatch, error):
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "old").write_text("old")
+    replace = os.replace
+
+    def refuse_new(source, destination):
+        if str(source).endswith(".new"):
+            raise error
+        replace(source, destination)
+    monkeypatch.setattr(os, "replace", refuse_new)
+    with pytest.raises((UserError, KeyboardInterrupt)), atomic_folder(target) as folder:
+        (folder / "new").write_text("")
+    assert [file.name for file in target.iterdir()] == ["old"] and os.listdir(tmp_path) == ["model"]
+
+
+def test_what_the_block_cannot_read_is_not_blamed_on_the_file(path, tmp_path):
+    for atomic in (atomic_path(path), atomic_folder(tmp_path / "folder")):
+        with pytest.raises(FileNotFoundError, match="elsewhere"), atomic:
+            open(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="folder: cannot be written"), atomic_folder(tmp_path / "folder") as folder:
+        open(folder / "missing" / "file", "w")
+
+
 def test_kill_while_saving_leaves_a_whole_file(tmp_path):
     path = tmp_path / "a.safetensors"
     loop = ("import sys, numpy as np\nfrom ppsr2q.core.files import save_artifact\n"

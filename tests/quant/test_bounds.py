@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ppsr2q.quant.bounds import candidate_bounds, search_bounds, squared_errors, subsample
+from ppsr2q.quant.bounds import candidate_bounds, fit_bounds, search_bounds, squared_errors, subsample
 
 QUANTILES = np.linspace(0.0005, 0.9995, 2001)
 
@@ -41,6 +41,45 @@ def test_errors_equal_quantizing_every_value(bits):
 def test_the_widest_of_equals_wins():
     # two values are exact at the first candidate; a narrower one is never better
     assert search_bounds(np.array([0.0, 1.0]), 1) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("bits, bound", [(1, 0.7979), (2, 0.9957 * 3 / 2), (3, 0.5860 * 7 / 2), (4, 0.3352 * 15 / 2)])
+def test_a_fit_finds_the_best_uniform_quantizer_of_a_normal_distribution(bits, bound):
+    # step sizes of Max, "Quantizing for minimum distortion" (1960), table II; at one bit it is the mean of |x|
+    quantiles = stats.norm.ppf((np.arange(200_000) + 0.5) / 200_000)
+    assert search_bounds(quantiles, bits, fit=True) == pytest.approx((-bound, bound), abs=2e-3)
+
+
+def test_a_fit_of_one_bit_finds_the_means_of_two_clusters():
+    values = np.array([0.0, 1.0, 2.0, 9.0, 11.0])
+    assert search_bounds(values, 1, fit=True) == pytest.approx((1.0, 10.0))
+    assert search_bounds(values, 1)[0] == pytest.approx(11 - search_bounds(values, 1)[1])  # DOBI's are symmetric
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_a_fit_is_where_the_error_has_no_slope(bits):
+    values = np.random.default_rng(bits).exponential(size=5000)
+    [(a, b)] = fit_bounds(values, np.array([[0.1, 3.0]]), bits)
+    h = 1e-4
+    error, *moved = squared_errors(values, np.array([(a, b), (a - h, b), (a + h, b), (a, b - h), (a, b + h)]), bits)
+    assert (np.array(moved) >= error).all()
+    assert abs(moved[1] - moved[0]) / (2 * h) < 1 and abs(moved[3] - moved[2]) / (2 * h) < 1  # of a sum of 5000
+
+
+def test_no_fit_is_worse_than_where_it_began():
+    random = np.random.default_rng(0)
+    values = np.concatenate([random.normal(size=1000), [-30.0]])
+    starts = np.sort(random.uniform(-30, 4, (50, 2)))
+    for bits in (1, 3):
+        fitted = fit_bounds(values, starts, bits)
+        assert (squared_errors(values, fitted, bits) <= squared_errors(values, starts, bits) * (1 + 1e-12)).all()
+        assert (fitted[:, 0] < fitted[:, 1]).all()
+
+
+def test_one_outlier_moves_a_fit_less_than_dobi():
+    values = np.concatenate([np.random.default_rng(0).normal(size=5000), [-8.0]])
+    errors = squared_errors(values, np.array([search_bounds(values, 2), search_bounds(values, 2, fit=True)]), 2)
+    assert errors[1] < errors[0] / 2
 
 
 def test_a_constant_tensor_gets_a_width():

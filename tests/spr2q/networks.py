@@ -2,8 +2,9 @@
 from paddle import nn
 
 from ppsr2q import ops
+from ppsr2q.core.config import RectifierConfig
 from ppsr2q.quant import Plan, PlanEntry, QuantizerOptions, calibrate, quantize
-from ppsr2q.spr2q.rectifier import RectifierSettings, attach_rectifiers
+from ppsr2q.spr2q.rectifier import attach_rectifiers
 
 CHANNELS = 6
 
@@ -53,6 +54,6 @@ def make(images, bits=2, seed=0, **settings):
     for parameter in teacher.parameters():
         parameter.stop_gradient = True
     student = quantize(teacher, plan)
-    attach_rectifiers(student, tensors, RectifierSettings(**settings), seed)
+    attach_rectifiers(student, tensors, RectifierConfig(**settings), seed)
     calibrate(student, images)
     return teacher, student, tensors

@@ -3,12 +3,12 @@ import numpy as np
 import paddle
 import pytest
 
+from ppsr2q.core.config import LossConfig
 from ppsr2q.core.errors import UserError
 from ppsr2q.core.files import load_artifact
 from ppsr2q.quant import PLAN_ENTRIES, Plan, quantize
 from ppsr2q.spr2q.finetune import changed_parameters, finetuned_parameters, network_parameters, snapshot
 from ppsr2q.spr2q.group_training import GroupTraining
-from ppsr2q.spr2q.losses import LossSettings
 from ppsr2q.spr2q.rectifier import freeze_gates
 from ppsr2q.spr2q.routing_table import load_rectifiers, load_table, save_rectifiers, save_table
 from tests.spr2q.networks import ENTRIES, make
@@ -54,7 +54,7 @@ def test_of_mambairv2_everything_quantized_without_a_rectifier_is_latent():
 def test_artifacts_carry_what_was_fine_tuned(tmp_path):
     teacher, student, tensors = make(paddle.to_tensor(images()), bits=3)
     before = snapshot(student)
-    stage = GroupTraining(student, teacher, LossSettings(), learning_rates={**RATES, "latent": 1e-2, "float": 1e-3},
+    stage = GroupTraining(student, teacher, LossConfig(), learning_rates={**RATES, "latent": 1e-2, "float": 1e-3},
                           finetuned=finetuned_parameters(student, tensors, "all"))
     assert {group.name for group in stage.parameter_groups()} == {"bounds", "rectifiers", "gates", "latent", "float"}
     run(stage, tmp_path, 5)
@@ -81,7 +81,7 @@ def test_artifacts_carry_what_was_fine_tuned(tmp_path):
 
 def test_a_full_rank_increment_learns_without_a_gate(tmp_path):
     teacher, student, _ = make(paddle.to_tensor(images()), bits=3, form="full_rank", number=1)
-    stage = GroupTraining(student, teacher, LossSettings(), learning_rates=RATES)
+    stage = GroupTraining(student, teacher, LossConfig(), learning_rates=RATES)
     groups = {group.name: set(group.parameters) for group in stage.parameter_groups()}
     assert groups["rectifiers"] == {f"rectifiers/blocks.{i}.fc.delta" for i in (0, 1)} and "gates" not in groups
     run(stage, tmp_path, 5)

@@ -5,9 +5,9 @@ import pytest
 from paddle import nn
 
 from ppsr2q import ops
+from ppsr2q.core.config import LossConfig
 from ppsr2q.core.errors import UserError
 from ppsr2q.spr2q.distillation import Distillation
-from ppsr2q.spr2q.losses import LossSettings
 from ppsr2q.spr2q.routing_guide import RoutingGuide
 
 LOGITS = {"teacher": [[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]], "student": [[1.0, 0.0], [1.0, 0.0], [0.0, 2.0]]}
@@ -60,7 +60,7 @@ def test_following_sorts_as_the_teacher_and_still_counts_the_students_own_classe
 
 def test_a_stage_follows_first_learns_the_route_and_asks_the_teacher_once():
     student, teacher = networks()
-    stage = Distillation(student, teacher, LossSettings(route_weight=0.5), teacher_routing=2)
+    stage = Distillation(student, teacher, LossConfig(route_weight=0.5), teacher_routing=2)
     batch = {"lr": np.zeros([1, 3, 1, 1], np.float32)}
     followed = stage.step({**batch, "iteration": 1})
     assert float(followed["pixel"]) == 0 and teacher.calls == 1
@@ -74,7 +74,7 @@ def test_a_stage_follows_first_learns_the_route_and_asks_the_teacher_once():
 
 def test_ground_truth_counts_where_a_batch_carries_it():
     student, teacher = networks()
-    stage = Distillation(student, teacher, LossSettings(truth_weight=2.0))
+    stage = Distillation(student, teacher, LossConfig(truth_weight=2.0))
     batch = {"lr": np.zeros([1, 3, 1, 1], np.float32)}
     without = stage.step(batch)
     assert "truth" not in without

@@ -3,14 +3,14 @@ import numpy as np
 import paddle
 import pytest
 
+from ppsr2q.core.config import LossConfig, RectifierConfig
 from ppsr2q.core.errors import UserError
 from ppsr2q.core.files import load_artifact
 from ppsr2q.core.trainer import Trainer, TrainerSettings
 from ppsr2q.quant import Plan, get_bounds, quantize
 from ppsr2q.spr2q.fuse import fuse, fused_state
 from ppsr2q.spr2q.group_training import GroupTraining
-from ppsr2q.spr2q.losses import LossSettings
-from ppsr2q.spr2q.rectifier import RectifierSettings, attach_rectifiers, freeze_gates, rectifier_groups
+from ppsr2q.spr2q.rectifier import attach_rectifiers, freeze_gates, rectifier_groups
 from ppsr2q.spr2q.routing_calibration import RoutingCalibration
 from ppsr2q.spr2q.routing_table import load_rectifiers, load_table, save_rectifiers, save_table
 from tests.spr2q.networks import ENTRIES, make
@@ -38,7 +38,7 @@ def snapshot(network):
 @pytest.fixture
 def trained(tmp_path):
     teacher, student, tensors = make(paddle.to_tensor(images()), bits=3)
-    stage = GroupTraining(student, teacher, LossSettings(), learning_rates=RATES)
+    stage = GroupTraining(student, teacher, LossConfig(), learning_rates=RATES)
     before = snapshot(student)
     result = run(stage, tmp_path)
     return teacher, student, tensors, before, result
@@ -57,7 +57,7 @@ def test_stage_1_learns_and_leaves_weights_and_teacher_alone(trained):
 
 def test_groups_of_learning_rates(trained):
     teacher, student, *_ = trained
-    groups = GroupTraining(student, teacher, LossSettings(), learning_rates={**RATES, "gates": 0.5}).parameter_groups()
+    groups = GroupTraining(student, teacher, LossConfig(), learning_rates={**RATES, "gates": 0.5}).parameter_groups()
     assert {group.name: group.lr for group in groups} == {"bounds": 1e-2, "rectifiers": 1e-2, "gates": 0.5}
     sizes = {group.name: len(group.parameters) for group in groups}
     assert sizes == {"bounds": 2 * 2 + 2, "rectifiers": 2 * 2, "gates": 2 * 2}
@@ -68,7 +68,7 @@ def test_without_rectifiers_only_bounds_train(tmp_path):
     from ppsr2q.quant import calibrate
     student = quantize(teacher, Plan(ENTRIES, 2))
     calibrate(student, paddle.to_tensor(images()))
-    stage = GroupTraining(student, teacher, LossSettings(), learning_rates=RATES)
+    stage = GroupTraining(student, teacher, LossConfig(), learning_rates=RATES)
     assert [group.name for group in stage.parameter_groups()] == ["bounds"]
     assert run(stage, tmp_path).last_losses["bounds_widened"] == 0
 
@@ -76,7 +76,7 @@ def test_without_rectifiers_only_bounds_train(tmp_path):
 def test_stage_2_moves_the_routing_alone_and_does_not_get_worse(trained, tmp_path):
     teacher, student, _, _, _ = trained
     freeze_gates(student, paddle.to_tensor(images()))
-    stage = RoutingCalibration(student, teacher, LossSettings(), learning_rate=1e-3)
+    stage = RoutingCalibration(student, teacher, LossConfig(), learning_rate=1e-3)
     before = snapshot(student)
     result = run(stage, tmp_path)
     changed = {name for name, value in snapshot(student).items() if not np.array_equal(value, before[name])}
@@ -149,5 +149,5 @@ def test_attaching_is_a_function_of_the_seed():
     first, second, other = (make(paddle.to_tensor(images()), seed=0)[1] for _ in range(3))
     a, b = (rectifier_groups(s)["blocks.0.fc"].A.numpy() for s in (first, second))
     np.testing.assert_array_equal(a, b)
-    attach_rectifiers(other, make(paddle.to_tensor(images()))[2], RectifierSettings(), seed=9)
+    attach_rectifiers(other, make(paddle.to_tensor(images()))[2], RectifierConfig(), seed=9)
     assert np.abs(rectifier_groups(other)["blocks.0.fc"].A.numpy() - a).max() > 0.01

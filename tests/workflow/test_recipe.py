@@ -75,6 +75,25 @@ def test_equal_quantizers_keep_the_bounds_of_the_start(eight, configure):
         np.testing.assert_allclose(value, start.tensors[name], rtol=1e-6)
 
 
+def test_bounds_searched_behind_the_rectifiers_of_a_start_are_not_those_of_the_full_precision_network(eight, configure):
+    config = configure(8, "again", f"train.start_from={paths(eight)['rectifiers']}", "train.iterations=1",
+                       "train.average_last=0")
+    with pytest.raises(UserError, match="of the network that .*rectifiers.safetensors holds"):
+        network_of_stage(config, "", "searched")
+
+
+def test_one_rectifier_a_layer_has_no_routing(configure):
+    config = configure(4, "one", "rectifier.number=1", "quant.equalize=false", "rectifier.start=zero")
+    train(config)
+    with pytest.raises(UserError, match="rectifier.number is 1: there is no routing to calibrate"):
+        calibrate_routing(config, "")
+    with paddle.no_grad():
+        expected = network_of_stage(config, "", "rgt")(probe((24, 40))).numpy()
+        export(config, "", formats=("fused",))
+        found = load_fused(paths(config)["fused"])(probe((24, 40))).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_a_run_from_another_one_goes_on_bit_for_bit(eight, configure, monkeypatch):
     options = (f"train.start_from={paths(eight)['rectifiers']}",)
     whole, part = configure(4, "whole", *options), configure(4, "part", *options)

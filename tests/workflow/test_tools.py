@@ -1,4 +1,5 @@
 """The whole job through the command line, on the embedded network and images, as small as it gets."""
+import hashlib
 import json
 import os
 import subprocess
@@ -153,8 +154,10 @@ def test_evaluation_measures_every_stage(exported, options, out, data, tmp_path)
     tool("evaluate", *options, "--stage", "osrc", "--sets", "Embedded", "--json", tmp_path / "osrc.json")
     tool("evaluate", *options, "--stage", "fp", "--sets", "Embedded", "--json", tmp_path / "fp.json")
     fused, osrc, full = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("fused", "osrc", "fp"))
-    assert set(fused) == {"Embedded", "protocol"} and set(fused["Embedded"]["images"]) == {"chelsea", "coffee"}
+    assert set(fused) == {"Embedded", "protocol", "measured"} and set(fused["Embedded"]["images"]) == {"chelsea", "coffee"}
     assert fused["Embedded"]["psnr_y"] == pytest.approx(osrc["Embedded"]["psnr_y"], abs=1e-3)
+    assert fused["measured"]["sha256"] == hashlib.sha256((out / "fused.safetensors").read_bytes()).hexdigest()
+    assert full["measured"]["stage"] == "fp" and full["measured"]["options"]["output_dir"] == out.name
     assert full["Embedded"]["psnr_y"] > fused["Embedded"]["psnr_y"] > 20
 
 
