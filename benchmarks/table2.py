@@ -16,9 +16,8 @@ import os
 import statistics
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -32,19 +31,11 @@ from ppsr2q.evaluation.records import Cell, fingerprint_of, read_records, render
 from ppsr2q.workflow import cli  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "table2"
-CONFIG = "configs/mambairv2_light_x2_w{bits}a{bits}.yml"
 SETS = ("Set5", "Set14", "B20", "Urban20")
 SEEDS = (10, 11, 12)
-#: ``paper`` has the paper's optimizer (absolute bounds, 1e-2 for everything, cosine); ``short`` a twentieth of its
-#: iterations at a quarter of its crops' area, 100 of OSRC instead of 500, bounds from 8 crops instead of 32, and relative
-#: bounds with gentler rates, because at the paper's so few iterations undo the search (ablation.py).
-SCHEDULES = {
-    "short": ["quant.parametrization=relative", "calib.images=8", "train.iterations=600", "train.batch=8",
-              "train.lr_patch=32", "train.lr_bounds=1e-3", "train.lr_rectifier=2e-3", "train.lr_gate=2e-3",
-              "train.warmup=10", "train.save_every=50", "train.validate_every=100", "route_calib.iterations=100",
-              "route_calib.batch=8"],
-    "paper": [],
-}
+#: schedule -> config
+SCHEDULES = {"short": "configs/mambairv2_light_x2_w{bits}a{bits}_short.yml",
+             "paper": "configs/mambairv2_light_x2_w{bits}a{bits}.yml"}
 
 
 @dataclass(frozen=True)
@@ -66,16 +57,21 @@ class Row:
     folder: str = ""
     seeded: bool = False
     further: Optional[str] = None
-    paper: Mapping[Tuple[int, str], float] = MappingProxyType({})
+    paper: Mapping[Tuple[int, str], float] = field(default_factory=dict)
 
     @property
     def stages(self) -> Tuple[str, ...]:
         """The stages that train it."""
-        return {"searched": (), "osrc": ("rgt", "osrc")}.get(self.stage, ("rgt",))
+        return {"fp": (), "searched": (), "osrc": ("rgt", "osrc")}.get(self.stage, ("rgt",))
 
 
 ROWS: Dict[str, Row] = {
-    "searched": Row("searched bounds", "searched", ("rectifier.enabled=false",), "searched"),
+    "fp": Row("full precision, argmax routing", "fp", folder="fp"),
+    "one_sided": Row("searched bounds, one-sided after a softmax (2DQuant's paper)", "searched",
+                     ("rectifier.enabled=false", "calib.dobi_mode=paper"), "one_sided"),
+    "searched": Row("searched bounds (2DQuant's code)", "searched", ("rectifier.enabled=false",), "searched"),
+    "fitted": Row("searched bounds, then fitted by least squares (ours)", "searched",
+                  ("rectifier.enabled=false", "calib.dobi_mode=fit"), "fitted"),
     "trained": Row("trained bounds", "bounds", ("rectifier.enabled=false",), "trained",
                    paper={(4, "Set5"): 37.20, (4, "Urban100"): 30.69}),
     "pqfr": Row("PQFR (N = 1, no gate)", "rgt", ("rectifier.number=1",), "pqfr",
@@ -97,14 +93,15 @@ def row_config(row: Row, bits: int, seed: int, schedule: str, weights: Optional[
                data: Optional[Path] = None, output: Path = Path("output/table2")) -> Config:
     """The config of one run; without weights and data it still tells plan and schedule."""
     folder = output / schedule / f"w{bits}"
-    options = [*SCHEDULES[schedule], *row.options, f"seed={seed}", f"output_dir={folder / f'{row.folder}-s{seed}'}"]
+    path = SCHEDULES[schedule].format(bits=bits)
+    options = [*row.options, f"seed={seed}", f"output_dir={folder / f'{row.folder}-s{seed}'}"]
     if row.further:
         start = folder / f"{ROWS[row.further].folder}-s{seed}" / "rectifiers.safetensors"
-        iterations = load_config(CONFIG.format(bits=bits), SCHEDULES[schedule]).route_calib.iterations
+        iterations = load_config(path).route_calib.iterations
         options += [f"train.start_from={start}", f"train.iterations={iterations}"]
     if weights is not None:
         options += [f"model.weights={weights}", f"data.train={data / 'train'}", f"data.root={data}"]
-    return load_config(CONFIG.format(bits=bits), options)
+    return load_config(path, options)
 
 
 def fingerprint(row: Row, bits: int, seed: int, schedule: str, weights_sha256: str) -> str:
@@ -136,7 +133,7 @@ def _prepare(config: Config, row: Row, config_path: str) -> None:
     from ppsr2q.workflow.training import calibrate_routing, train
     if row.stage == "searched":
         search_only(config)
-    else:
+    elif row.stages:
         train(config, resume=True)
     if row.stage == "osrc":
         calibrate_routing(config, config_path, resume=True)
@@ -155,7 +152,7 @@ def run_row(key: str, bits: int, seed: int, schedule: str, weights: str, data: P
     if not missing:
         return
     runs.expect_sets(data, missing, config.model.scale)
-    config_path = CONFIG.format(bits=bits)
+    config_path = SCHEDULES[schedule].format(bits=bits)
     if row.further:
         parent = ROWS[row.further]
         _prepare(row_config(parent, bits, seed, schedule, weights, data, output), parent, config_path)
@@ -218,7 +215,7 @@ def split_records(records: Mapping[str, Mapping[str, Any]], schedule: str,
 def render(schedule: str, weights_sha256: str, results: Path = RESULTS, sets: Sequence[str] = SETS) -> str:
     """The tables of a schedule as Markdown, from records alone."""
     records, stale = split_records(read_records(results), schedule, weights_sha256)
-    steps = load_config(CONFIG.format(bits=4), SCHEDULES[schedule])
+    steps = load_config(SCHEDULES[schedule].format(bits=4))
     train = steps.train
     lines = [f"MambaIRv2-light x2, PSNR-Y/dB (SSIM-Y in the records), ours (the paper's). Schedule `{schedule}`: "
              f"{train.iterations} iterations of batch {train.batch} at LR {train.lr_patch}x{train.lr_patch}, "
@@ -287,7 +284,7 @@ def _weights_hash(weights: Optional[str]) -> str:
     """Of a checkpoint's tensors; of the official one's when none is given."""
     if weights is None:
         return runs.OFFICIAL_WEIGHTS[2]
-    return runs.weights_hash(load_config(CONFIG.format(bits=4), [f"model.weights={weights}"]))
+    return runs.weights_hash(load_config(SCHEDULES["paper"].format(bits=4), [f"model.weights={weights}"]))
 
 
 if __name__ == "__main__":

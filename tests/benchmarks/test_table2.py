@@ -22,6 +22,16 @@ def at_root(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
+@pytest.fixture
+def change_short(monkeypatch, tmp_path):
+    """Give the schedule ``short`` at 4 bits further options, as YAML."""
+    def change(options):
+        config = tmp_path / "short.yml"
+        config.write_text(f"_base_: {ROOT / 'configs/mambairv2_light_x2_w4a4_short.yml'}\n{options}")
+        monkeypatch.setitem(table2.SCHEDULES, "short", str(config))
+    return change
+
+
 def _record(folder, key, psnr, seed=10, bits=4, weights=WEIGHTS, sets=("Set5",)):
     mark = table2.fingerprint(table2.ROWS[key], bits, seed, "short", weights)
     write_record(folder / f"{table2.record_name(key, bits, seed, 'short')}.json", key,
@@ -49,23 +59,23 @@ def test_one_seed_has_no_spread(tmp_path):
     assert "+0.10 dB (spread unknown: one seed each)" in table2.render("short", WEIGHTS, tmp_path)
 
 
-def test_records_of_other_weights_or_schedules_enter_no_cell(tmp_path, monkeypatch):
+def test_records_of_other_weights_or_schedules_enter_no_cell(tmp_path, change_short):
     _record(tmp_path, "rgt", 33.33, weights="1" * 64)
     text = table2.render("short", WEIGHTS, tmp_path)
     assert "33.33" not in text and "Stale" in text and "short_w4_rgt_s10" in text
     _record(tmp_path, "rgt", 33.33)
     assert "33.33" in table2.render("short", WEIGHTS, tmp_path)
-    monkeypatch.setitem(table2.SCHEDULES, "short", [*table2.SCHEDULES["short"], "train.iterations=601"])
+    change_short("train: {iterations: 601}")
     assert "33.33" not in table2.render("short", WEIGHTS, tmp_path)
 
 
-def test_fingerprints_tell_apart_what_matters_only(monkeypatch):
+def test_fingerprints_tell_apart_what_matters_only(monkeypatch, change_short):
     def mark(key="rgt", bits=4, seed=10, schedule="short"):
         return table2.fingerprint(table2.ROWS[key], bits, seed, schedule, WEIGHTS)
     marks = [mark(), mark("osrc"), mark("static"), mark(bits=2), mark(seed=11), mark(schedule="paper")]
     assert len(set(marks)) == len(marks)
     before = mark(), mark("further")
-    monkeypatch.setitem(table2.SCHEDULES, "short", [*table2.SCHEDULES["short"], "train.save_every=7"])
+    change_short("train: {save_every: 7}")
     assert (mark(), mark("further")) == before
     monkeypatch.setitem(table2.ROWS, "rgt", dataclasses.replace(table2.ROWS["rgt"], options=("rectifier.rank=4",)))
     assert mark() != before[0] and mark("further") != before[1]  # it goes on from that row
@@ -77,23 +87,25 @@ def test_rows_and_seeds():
     further = table2.row_config(table2.ROWS["further"], 4, 11, "short")
     assert further.train.iterations == further.route_calib.iterations == 100
     assert further.train.start_from == "output/table2/short/w4/rgt-s11/rectifiers.safetensors"
-    with pytest.raises(UserError, match="unknown 'rgtt'; known: searched"):
+    with pytest.raises(UserError, match="unknown 'rgtt'; known: fp, one_sided, searched"):
         runs.choose("rgt,rgtt", list(table2.ROWS), "rows")
 
 
-def test_the_smallest_run_writes_records_and_keeps_them(tmp_path, monkeypatch):
+def test_the_smallest_run_writes_records_and_keeps_them(tmp_path, change_short):
     data = write_embedded(tmp_path / "data")
     for path in (data / "Embedded" / "HR").iterdir():
         cv2.imwrite(str(path), cv2.imread(str(path))[:48, :64])
-    monkeypatch.setitem(table2.SCHEDULES, "short", [
-        "calib.images=1", "calib.lr_patch=16", "train.iterations=2", "train.batch=1", "train.lr_patch=16",
-        "train.validate_every=0", "train.validation_crops=1", "route_calib.iterations=1", "route_calib.batch=1"])
+    change_short("calib: {images: 1, lr_patch: 16}\n"
+                 "train: {iterations: 2, batch: 1, lr_patch: 16, validate_every: 0, validation_crops: 1}\n"
+                 "route_calib: {iterations: 1, batch: 1}")
     run = ("embedded", data, ["Embedded"], tmp_path / "runs", tmp_path / "records")
-    for key in ("rgt", "osrc", "further"):
+    keys = ("fp", "searched", "rgt", "osrc", "further")
+    for key in keys:
         table2.run_row(key, 4, 10, "short", *run)
     records = read_records(tmp_path / "records")
-    assert set(records) == {f"short_w4_{key}_s10" for key in ("rgt", "osrc", "further")}
-    assert all(record["seconds"] > 0 for record in records.values())
+    assert set(records) == {f"short_w4_{key}_s10" for key in keys}
+    seconds = {key: records[f"short_w4_{key}_s10"]["seconds"] for key in keys}
+    assert seconds["fp"] == seconds["searched"] == 0 < seconds["further"] and 0 < seconds["rgt"] < seconds["osrc"]
     with pytest.raises(UserError, match="Other"):  # what is measured stays, what is missing is asked for
         table2.run_row("rgt", 4, 10, "short", "embedded", data, ["Embedded", "Other"], *run[3:])
     assert read_records(tmp_path / "records") == records

@@ -3,12 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import ablation, recipe_trials, runs, table1, table2
+from benchmarks import recipe_trials, runs, table1, table2
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RENDERED = {
-    "ablation.md": lambda: ablation.render(ablation.RESULTS / "ablation.json") + "\n",
     "table1/table1.md": table1.render,
     "table2/short.md": lambda: table2.render("short", runs.OFFICIAL_WEIGHTS[2]),
     "recipe_trials/trials.md": recipe_trials.render,
@@ -19,10 +18,6 @@ RENDERED = {
 def test_tables_are_rendered_from_the_records(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert (ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8") == RENDERED[name]()
-
-
-def test_the_ablation_of_the_readme_is_the_rendered_one():
-    assert (ROOT / "benchmarks/results/ablation.md").read_text(encoding="utf-8").strip() in README
 
 
 def test_rows_of_table_1_in_the_readme_are_rendered_ones():
