@@ -1,31 +1,35 @@
 """Trials that the ``best`` preset was chosen by: Y PSNR on validation crops of the training folder, never a test set.
 
   python benchmarks/recipe_trials.py --run --weights W.pdparams --train DATA/train [--trials "relative;latent"]
+  python benchmarks/recipe_trials.py --run … --bits 2 --from RECTIFIERS --iterations 150
   python benchmarks/recipe_trials.py --render
 
-All trials share seed, crops and iterations and differ in the options named; each goes on where it was stopped and
-writes its record as soon as it is finished.
+All trials of a bit width share seed, crops and iterations and differ in the options named; each goes on where it was
+stopped and writes its record as soon as it is finished. At 4 bits they begin with full precision; below, with what a run
+at the next higher width has ended with (--from), and with the preset as it is.
 """
 from __future__ import annotations
 
 import argparse
 import sys
 from pathlib import Path
-from typing import Dict, List
+from typing import Any, Dict, List, Mapping, Optional
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import runs  # noqa: E402
 from ppsr2q.core.config import config_to_dict, load_config  # noqa: E402
 from ppsr2q.core.errors import UserError  # noqa: E402
-from ppsr2q.core.files import atomic_path  # noqa: E402
+from ppsr2q.core.files import atomic_path, load_artifact, tensors_sha256  # noqa: E402
 from ppsr2q.evaluation.records import fingerprint_of, read_records, write_record  # noqa: E402
 from ppsr2q.workflow import cli  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "recipe_trials"
 CONFIG = "configs/mambairv2_light_x2_w4a4.yml"
+LADDER_CONFIG = "configs/mambairv2_light_x2_w{bits}a{bits}_best.yml"
 COMMON = ["calib.images=8", "calib.lr_patch=32", "train.batch=4", "train.lr_patch=32", "train.validation_crops=24",
           "train.save_every=20", "train.warmup=10"]
+LADDER_COMMON = [*COMMON, "train.final_share=0", "loss.truth_weight=0"]
 _RELATIVE = ["quant.parametrization=relative", "train.lr_bounds=1e-3", "train.lr_rectifier=2e-3"]
 _LATENT = [*_RELATIVE, "train.finetune=latent"]
 _ALL = [*_RELATIVE, "train.finetune=all"]
@@ -60,14 +64,39 @@ TRIALS: Dict[str, List[str]] = {
 }
 
 
-def run(name: str, iterations: int, weights: str, train_folder: str, output: Path, results: Path) -> None:
-    """Train one trial, if its record is not there yet, and write its record."""
+#: at 2 and 1 bits
+LADDER: Dict[str, List[str]] = {
+    "2DQuant's search": ["calib.dobi_mode=code"],
+    "fitted search": ["calib.dobi_mode=fit"],
+    "fitted search, progressive": ["calib.dobi_mode=fit", "calib.progressive=true"],
+    "fitted search, bounds x3": ["calib.dobi_mode=fit", "train.lr_bounds=3e-3"],
+}
+
+
+def trials_of(bits: int) -> Dict[str, List[str]]:
+    """Name -> options of the trials of a bit width."""
+    return TRIALS if bits == 4 else LADDER
+
+
+def run(name: str, bits: int, iterations: int, weights: str, train_folder: str, output: Path, results: Path,
+        start: Optional[Path] = None) -> None:
+    """Train one trial, if its record is not there yet, and write its record.
+
+    Args:
+        start: ``rectifiers.safetensors`` to begin with, below 4 bits.
+    """
     from ppsr2q.workflow.training import train
-    file = results / f"{name.replace(' ', '_').replace(',', '')}_{iterations}.json"
-    options = [*COMMON, f"train.iterations={iterations}", f"train.validate_every={iterations}", *TRIALS[name]]
-    config = load_config(CONFIG, [*options, f"model.weights={weights}", f"data.train={train_folder}",
-                                  f"output_dir={output / file.stem}"])
-    mark = fingerprint_of(options=options, weights=runs.weights_hash(config))
+    ladder = bits < 4
+    stem = f"{name.replace(' ', '_').replace(',', '')}_{iterations}"
+    file = results / (f"w{bits}_{stem}.json" if ladder else f"{stem}.json")
+    own = trials_of(bits)[name]
+    options = [*(LADDER_COMMON if ladder else COMMON), f"train.iterations={iterations}",
+               f"train.validate_every={iterations}", *own]
+    config = load_config(LADDER_CONFIG.format(bits=bits) if ladder else CONFIG, [
+        *options, f"model.weights={weights}", f"data.train={train_folder}", f"output_dir={output / file.stem}",
+        *([f"train.start_from={start}"] if ladder else [])])
+    origin = {"bits": bits, "start": tensors_sha256(load_artifact(start).tensors)} if ladder else {}
+    mark = fingerprint_of(options=options, weights=runs.weights_hash(config), **origin)
     known = read_records(results).get(file.stem)
     if known and known["fingerprint"] == mark:
         return
@@ -75,22 +104,28 @@ def run(name: str, iterations: int, weights: str, train_folder: str, output: Pat
     figures = {"psnr_y": next(entry["validation/psnr_y"] for entry in reversed(result.history)
                               if "validation/psnr_y" in entry),
                **{key: result.last_losses[key] for key in ("pixel", "feature", "flipped")}}
-    write_record(file, name, {"iterations": iterations, "options": TRIALS[name], **figures}, seconds=result.seconds,
-                 how=f"benchmarks/recipe_trials.py --run --trials '{name}' --iterations {iterations}", seed=config.seed,
+    write_record(file, name, {"bits": bits, "iterations": iterations, "options": own, **figures}, seconds=result.seconds,
+                 how=f"benchmarks/recipe_trials.py --run --bits {bits} --trials '{name}' --iterations {iterations}",
+                 seed=config.seed,
                  schedule=config_to_dict(config)["train"], fingerprint=mark)
 
 
 def render(results: Path = RESULTS) -> str:
-    """The trials as a Markdown table, best first."""
-    records = sorted(read_records(results).values(), key=lambda r: (-r["results"]["iterations"],
-                                                                   -r["results"]["psnr_y"]))
-    lines = ["| trial (x2, 4 bits, batch 4, LR 32x32) | options | iterations | validation PSNR-Y/dB | tokens routed "
-             "otherwise | minutes |", "| --- | --- | ---: | ---: | ---: | ---: |"]
-    for record in records:
+    """The trials as a Markdown table, wide bits first, best first."""
+    def order(record):
         found = record["results"]
-        lines.append(f"| {record['what']} | {' '.join(found['options'])} | {found['iterations']} | "
+        return -_bits(found), -found["iterations"], -found["psnr_y"]
+    lines = ["| trial (x2, batch 4, LR 32x32) | options | bits | iterations | validation PSNR-Y/dB | tokens routed "
+             "otherwise | minutes |", "| --- | --- | ---: | ---: | ---: | ---: | ---: |"]
+    for record in sorted(read_records(results).values(), key=order):
+        found = record["results"]
+        lines.append(f"| {record['what']} | {' '.join(found['options'])} | {_bits(found)} | {found['iterations']} | "
                      f"{found['psnr_y']:.2f} | {100 * found['flipped']:.0f}% | {record['seconds'] / 60:.0f} |")
     return "\n".join(lines) + "\n"
+
+
+def _bits(found: Mapping[str, Any]) -> int:
+    return found.get("bits", 4)  # the first records were all of 4 bits and do not say so
 
 
 def main() -> None:
@@ -98,16 +133,23 @@ def main() -> None:
     parser.add_argument("--run", action="store_true", help="train")
     parser.add_argument("--render", action="store_true", help="write <results>/trials.md from the records")
     parser.add_argument("--trials", help="names, separated by semicolons (default: all)")
+    parser.add_argument("--bits", type=int, choices=(4, 2, 1), default=4, help="default: %(default)s")
+    parser.add_argument("--from", dest="start", type=Path, metavar="RECTIFIERS",
+                        help="below 4 bits: rectifiers.safetensors of a run at the next higher width")
     parser.add_argument("--iterations", type=int, default=60, help="default: %(default)s")
     parser.add_argument("--weights", help="full-precision x2 checkpoint")
     parser.add_argument("--train", help="folder of training images")
     parser.add_argument("--output", type=Path, default=Path("output/recipe_trials"), help="default: %(default)s")
     parser.add_argument("--results", type=Path, default=RESULTS, help="of records (default: %(default)s)")
     arguments = parser.parse_args()
-    names = arguments.trials.split(";") if arguments.trials else list(TRIALS)
-    odd = [name for name in names if name not in TRIALS]
+    known = trials_of(arguments.bits)
+    names = arguments.trials.split(";") if arguments.trials else list(known)
+    odd = [name for name in names if name not in known]
     if odd:
-        raise UserError(f"--trials: unknown {odd[0]!r}; known: {'; '.join(TRIALS)}")
+        raise UserError(f"--trials: unknown {odd[0]!r}; known at {arguments.bits} bits: {'; '.join(known)}")
+    if arguments.run and (arguments.start is not None) != (arguments.bits < 4):
+        raise UserError(f"--bits {arguments.bits}: trials below 4 bits, and only these, begin with a run at the next higher "
+                        "width (--from RECTIFIERS)")
     if not (arguments.run or arguments.render):
         raise UserError("give --run, --render or both")
     if arguments.run:
@@ -115,7 +157,8 @@ def main() -> None:
             raise UserError("--run needs --weights FILE and --train FOLDER")
         cli.prepare(load_config())
         for name in names:
-            run(name, arguments.iterations, arguments.weights, arguments.train, arguments.output, arguments.results)
+            run(name, arguments.bits, arguments.iterations, arguments.weights, arguments.train, arguments.output,
+                arguments.results, arguments.start)
     if arguments.render:
         with atomic_path(arguments.results / "trials.md") as temporary:
             temporary.write_text(render(arguments.results), encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 import copy
 from typing import Dict, Optional
 
+import paddle
 from paddle import nn
 
 from ppsr2q import ops
@@ -62,6 +63,12 @@ def quantize(model: nn.Layer, plan: Plan) -> nn.Layer:
 def named_quantizers(model: nn.Layer) -> Dict[str, FakeQuantizer]:
     """The quantizers of a network by their plan names (``….q.weight``, ``….q.input``, ``….points.map``)."""
     return {plan_name(name): layer for name, layer in model.named_sublayers() if isinstance(layer, FakeQuantizer)}
+
+
+def parameters_without_bounds(model: nn.Layer) -> Dict[str, paddle.Tensor]:
+    """Name -> parameter of all that are not a quantizer's bounds."""
+    bounds = {id(quantizer.bounds) for quantizer in named_quantizers(model).values()}
+    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in bounds}
 
 
 def plan_name(sublayer: str) -> str:

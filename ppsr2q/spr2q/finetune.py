@@ -13,7 +13,7 @@ from paddle import nn
 
 from ppsr2q.core.errors import UserError
 from ppsr2q.core.files import Artifact
-from ppsr2q.quant.convert import named_quantizers
+from ppsr2q.quant.convert import parameters_without_bounds
 from ppsr2q.quant.plan import PlannedTensor
 from ppsr2q.spr2q.rectifier import rectifier_groups
 
@@ -23,10 +23,8 @@ PREFIX = "parameters/"
 
 def network_parameters(student: nn.Layer) -> Dict[str, paddle.Tensor]:
     """The parameters that a student has in common with its full-precision network, under the same names."""
-    own = [quantizer.bounds for quantizer in named_quantizers(student).values()]
-    own += [parameter for group in rectifier_groups(student).values() for parameter in group.parameters()]
-    added = {id(parameter) for parameter in own}
-    return {name: parameter for name, parameter in student.named_parameters() if id(parameter) not in added}
+    added = {id(parameter) for group in rectifier_groups(student).values() for parameter in group.parameters()}
+    return {name: parameter for name, parameter in parameters_without_bounds(student).items() if id(parameter) not in added}
 
 
 def finetuned_parameters(student: nn.Layer, tensors: Iterable[PlannedTensor],

@@ -8,7 +8,7 @@ import paddle
 from paddle import nn
 
 from ppsr2q import ops
-from ppsr2q.quant.convert import get_sublayer, named_quantizers
+from ppsr2q.quant.convert import get_sublayer, parameters_without_bounds
 from ppsr2q.quant.plan import PlannedTensor
 
 FUSED_KIND = "fused model"
@@ -60,9 +60,7 @@ def fused_state(student: nn.Layer, bounds: Dict[str, np.ndarray]) -> Dict[str, n
         student: after :func:`fuse`.
         bounds: ``get_bounds`` of the student before it.
     """
-    quantizers = {id(quantizer.bounds) for quantizer in named_quantizers(student).values()}
-    state = {name: parameter.numpy() for name, parameter in student.named_parameters()
-             if id(parameter) not in quantizers}
+    state = {name: parameter.numpy() for name, parameter in parameters_without_bounds(student).items()}
     state.update({f"bounds/{name}": value for name, value in bounds.items()})
     return state
 

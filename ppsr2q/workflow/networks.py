@@ -18,7 +18,7 @@ from ppsr2q.deploy.packing import unpack
 from ppsr2q.models import ARCHITECTURES
 from ppsr2q.models.checkpoint import load_state, load_weights, weights_sha256
 from ppsr2q.quant import PLAN_ENTRIES, Plan, QuantizerOptions, quantize, set_bounds
-from ppsr2q.quant.convert import named_quantizers
+from ppsr2q.quant.convert import named_quantizers, parameters_without_bounds
 from ppsr2q.quant.folds import apply_folds
 from ppsr2q.quant.plan import PlannedTensor
 from ppsr2q.spr2q.finetune import changed_parameters, snapshot
@@ -230,9 +230,7 @@ def fused_network(architecture: Dict[str, Any], plan: Plan, state: Dict[str, np.
     tensors = plan.resolve(network)
     student = quantize(network, plan)
     strip_weight_quantizers(student, tensors)
-    quantizers = named_quantizers(student)
-    held = {id(quantizer.bounds) for quantizer in quantizers.values()}
-    parameters = {name: p for name, p in student.named_parameters() if id(p) not in held}
+    quantizers, parameters = named_quantizers(student), parameters_without_bounds(student)
     odd = set(parameters) ^ set(state) or {n for n in state if list(state[n].shape) != list(parameters[n].shape)}
     if odd or not set(quantizers) <= set(bounds):
         first = sorted(odd or set(quantizers) - set(bounds))[0]

@@ -102,6 +102,8 @@ def test_committed_models_are_those_of_their_records(name):
     model = read_packed(path)
     assert model.architecture["scale"] == scale and {q.bits for q in model.quantizers.values()} == {bits}
     assert model.metadata["weights_sha256"] == runs.OFFICIAL_WEIGHTS[scale]
+    scans = [q for key, q in model.quantizers.items() if key.endswith("selectiveScan.points.A")]
+    assert len(scans) == 20 and all(q.upper < 0 for q in scans)  # no state grows with the size of the image
 
 
 def test_a_committed_model_gives_the_recorded_psnr():
