@@ -48,7 +48,8 @@ def make_networks(folder: Path, names: Sequence[str], weights: Optional[str], gi
     """
     config = _config(weights, train)
     network, batch = build_network(config), paddle.to_tensor(calibration_batch(config))
-    settings = CalibrationSettings(candidates=4 if quick else 8, max_samples=4096)  # coarse: minutes are for the timing
+    # coarse: minutes are for the timing
+    settings = CalibrationSettings("fit", candidates=4 if quick else 8, max_samples=4096)
     origins = {}
     for name in names:
         wanted = NETWORKS[name]

@@ -29,7 +29,7 @@ MADE_BY: Dict[str, str] = {
     "searched bounds": "tools/train.py",
     "spr2q table": "tools/route_calib.py",
     "fused model": "tools/export.py",
-    "packed model": "tools/export.py --format packed",
+    "packed model": "tools/export.py",
     "network for PyTorch": "tools/export.py --format torch",
     "resume": "a training tool, in <output_dir>/resume/",
 }

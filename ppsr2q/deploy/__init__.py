@@ -28,7 +28,7 @@ class Upscaler(Protocol):
 
 
 def load(path: PathLike, threads: Optional[int] = None, engine: str = "runtime") -> Upscaler:
-    """A packed model (``tools/export.py --format packed``), ready to ``upscale`` images on the CPU.
+    """A packed model (``tools/export.py``), ready to ``upscale`` images on the CPU.
 
     Args:
         threads: of one call; default: all processors that this process may use.

@@ -55,7 +55,7 @@ def load_upscaler(config: Config, config_path: Optional[str], model: Optional[st
 def _packed_upscaler(config: Config, model: Optional[str], engine: str,
                      threads: Optional[int]) -> Tuple[Upscale, int]:
     if model is None:
-        raise UserError(f"--engine {engine} needs --model FILE, a packed model (tools/export.py --format packed)")
+        raise UserError(f"--engine {engine} needs --model FILE, a packed model (tools/export.py)")
     if config.model.routing != "argmax":
         raise UserError(f"model.routing is {config.model.routing!r}; packed models route by argmax only")
     loaded = deploy.load(model, threads, engine)

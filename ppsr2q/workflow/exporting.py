@@ -39,7 +39,6 @@ TOLERANCE = 1e-5  # of an output in [0, 1], largest difference: both networks ru
 GRAPH_TOLERANCE = 1 / 255
 ROUNDING_NOISE, NOISE_FACTOR = 1e-6, 3
 PROBE_SIZES = ((24, 40), (33, 17))
-DEFAULT_FORMATS = ("fused", "paddle")
 
 
 @dataclass(frozen=True)
@@ -108,9 +107,8 @@ def graph_tolerance(network, outputs: List[np.ndarray], sizes: Sequence[Tuple[in
     return max(GRAPH_TOLERANCE, NOISE_FACTOR * max(own))
 
 
-def export(config: Config, config_path: str, formats: Sequence[str] = DEFAULT_FORMATS,
-           rest: str = "float32", target: str = "ort", optimize: bool = False,
-           on_written: Callable[[Written], None] = lambda written: None) -> Dict[str, Written]:
+def export(config: Config, config_path: str, formats: Sequence[str], rest: str = "float32", target: str = "ort",
+           optimize: bool = False, on_written: Callable[[Written], None] = lambda written: None) -> Dict[str, Written]:
     """Fuse, and write every format (a key of ``FORMATS``) under ``output_dir``.
 
     Args:

@@ -87,7 +87,7 @@ def test_engines_get_file_and_threads(monkeypatch):
 def test_engines_without_paddle_only_do_what_they_can(engine):
     with pytest.raises(UserError, match="argmax only"):
         load_upscaler(load_config(None, ["model.routing=gumbel"]), None, "m", None, engine)
-    with pytest.raises(UserError, match="--format packed"):
+    with pytest.raises(UserError, match="needs --model FILE, a packed model"):
         load_upscaler(Config(), "configs/x.yml", None, None, engine)
     with pytest.raises(UserError, match="m: no such file"):
         load_upscaler(Config(), None, "m", None, engine)

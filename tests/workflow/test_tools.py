@@ -120,7 +120,7 @@ def test_unknown_formats_and_stray_options_are_named(exported, options, out, tmp
     said = tool("predict", *packed, "--threads", "2", tmp_path, tmp_path / "o", expect=2)
     assert "--engine runtime or onnxruntime" in said
     said = tool("predict", "--engine", "runtime", tmp_path, tmp_path / "o", "-c", CONFIG, expect=2)
-    assert "--format packed" in said
+    assert "a packed model (tools/export.py)" in said
     said = tool("predict", "--engine", "runtime", *packed, "--threads", "0", tmp_path, tmp_path / "o", expect=2)
     assert "threads must be a whole number from 1" in said
 
