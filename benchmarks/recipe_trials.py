@@ -70,6 +70,9 @@ LADDER: Dict[str, List[str]] = {
     "fitted search": ["calib.dobi_mode=fit"],
     "fitted search, progressive": ["calib.dobi_mode=fit", "calib.progressive=true"],
     "fitted search, bounds x3": ["calib.dobi_mode=fit", "train.lr_bounds=3e-3"],
+    "fitted search, gradient clipped": ["calib.dobi_mode=fit", "train.grad_clip=1.0"],
+    "fitted search, shorter memory of Adam": ["calib.dobi_mode=fit", "train.betas=[0.9,0.99]"],
+    "fitted search, features x0.25": ["calib.dobi_mode=fit", "loss.feature_weight=0.005"],
 }
 
 
