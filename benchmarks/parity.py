@@ -22,7 +22,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 from benchmarks import runs  # noqa: E402
 from ppsr2q import deploy  # noqa: E402
 from ppsr2q.core.config import load_config  # noqa: E402
-from ppsr2q.core.files import atomic_path  # noqa: E402
+from ppsr2q.core.files import write_text  # noqa: E402
 from ppsr2q.data.datasets import TestSet  # noqa: E402
 from ppsr2q.evaluation.evaluator import PROTOCOL, Upscaler, evaluate  # noqa: E402
 from ppsr2q.evaluation.records import write_record  # noqa: E402
@@ -101,8 +101,7 @@ def main() -> None:
                           how=f"python benchmarks/parity.py --model MODEL --data DATA --sets {arguments.sets}",
                           seconds=time.monotonic() - started, protocol=PROTOCOL)
     text = markdown(record)
-    with atomic_path(arguments.json.with_suffix(".md")) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(arguments.json.with_suffix(".md"), text)
     print(text)
 
 

@@ -20,7 +20,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 from benchmarks import runs  # noqa: E402
 from ppsr2q.core.config import config_to_dict, load_config  # noqa: E402
 from ppsr2q.core.errors import UserError  # noqa: E402
-from ppsr2q.core.files import atomic_path, load_artifact, tensors_sha256  # noqa: E402
+from ppsr2q.core.files import load_artifact, tensors_sha256, write_text  # noqa: E402
 from ppsr2q.evaluation.records import fingerprint_of, read_records, write_record  # noqa: E402
 from ppsr2q.workflow import cli  # noqa: E402
 
@@ -162,10 +162,10 @@ def main() -> None:
         for name in names:
             run(name, arguments.bits, arguments.iterations, arguments.weights, arguments.train, arguments.output,
                 arguments.results, arguments.start)
+    text = render(arguments.results)
     if arguments.render:
-        with atomic_path(arguments.results / "trials.md") as temporary:
-            temporary.write_text(render(arguments.results), encoding="utf-8")
-    print(render(arguments.results))
+        write_text(arguments.results / "trials.md", text)
+    print(text)
 
 
 if __name__ == "__main__":

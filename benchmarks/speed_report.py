@@ -7,7 +7,7 @@ from typing import Any, Callable, List, Mapping, Optional, Tuple
 import numpy as np
 
 from benchmarks.speed_plan import PEER, PEER_KEPT
-from ppsr2q.core.files import atomic_path
+from ppsr2q.core.files import atomic_path, write_text
 
 Record = Mapping[str, Any]
 GIGABYTE = 1e9
@@ -141,7 +141,6 @@ def plot(record: Record, path: Path) -> None:
 def write(json_path: Path, record: Record, markdown: Callable[[Record], str] = markdown,
           plot: Callable[[Record, Path], None] = plot) -> None:
     """Write table and plot of a record beside it."""
-    with atomic_path(json_path.with_suffix(".md")) as temporary:
-        temporary.write_text(markdown(record), encoding="utf-8")
+    write_text(json_path.with_suffix(".md"), markdown(record))
     with atomic_path(json_path.with_suffix(".png")) as temporary:
         plot(record, temporary)

@@ -30,7 +30,7 @@ from benchmarks import runs  # noqa: E402
 from ppsr2q.core.config import (REPORTING_OPTIONS, Config, config_to_dict, default_values,  # noqa: E402
                                 flatten, load_config)  # noqa: E402
 from ppsr2q.core.errors import UserError  # noqa: E402
-from ppsr2q.core.files import atomic_path, load_artifact  # noqa: E402
+from ppsr2q.core.files import atomic_path, load_artifact, write_text  # noqa: E402
 from ppsr2q.evaluation.evaluator import PROTOCOL  # noqa: E402
 from ppsr2q.evaluation.records import Cell, fingerprint_of, read_records, render_table, write_record  # noqa: E402
 from ppsr2q.workflow import cli  # noqa: E402
@@ -234,8 +234,7 @@ def main() -> None:
         print(f"done in {(time.monotonic() - started) / 60:.0f} min", flush=True)
     text = render(arguments.results)
     if arguments.render:
-        with atomic_path(arguments.results / "table1.md") as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(arguments.results / "table1.md", text)
     print(text)
 
 

@@ -25,7 +25,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 from benchmarks import runs  # noqa: E402
 from ppsr2q.core.config import REPORTING_OPTIONS, Config, config_to_dict, load_config  # noqa: E402
 from ppsr2q.core.errors import UserError  # noqa: E402
-from ppsr2q.core.files import atomic_path  # noqa: E402
+from ppsr2q.core.files import write_text  # noqa: E402
 from ppsr2q.evaluation.evaluator import PROTOCOL  # noqa: E402
 from ppsr2q.evaluation.records import Cell, fingerprint_of, read_records, render_table, write_record  # noqa: E402
 from ppsr2q.workflow import cli  # noqa: E402
@@ -275,8 +275,7 @@ def main() -> None:
         print(f"done in {(time.monotonic() - started) / 60:.0f} min", flush=True)
     text = render(arguments.schedule, _weights_hash(arguments.weights), arguments.results, sets)
     if arguments.render:
-        with atomic_path(arguments.results / f"{arguments.schedule}.md") as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(arguments.results / f"{arguments.schedule}.md", text)
     print(text)
 
 

@@ -20,7 +20,7 @@ from benchmarks.inference_plan import CASES, FULL_PRECISION, LARGEST  # noqa: E4
 from benchmarks.inference_report import fastest_foreign, seconds_of  # noqa: E402
 from ppsr2q.core.config import load_config  # noqa: E402
 from ppsr2q.core.errors import UserError  # noqa: E402
-from ppsr2q.core.files import atomic_path  # noqa: E402
+from ppsr2q.core.files import write_text  # noqa: E402
 from ppsr2q.evaluation.records import read_records  # noqa: E402
 from ppsr2q.workflow import cli  # noqa: E402
 
@@ -102,8 +102,7 @@ def main() -> None:
         raise UserError("give --render (speed_inference.py measures)")
     cli.prepare(load_config())
     text = render(read_records(arguments.results).get(RECORD))
-    with atomic_path(arguments.results / "table4.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(arguments.results / "table4.md", text)
     print(text)
 
 

@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", help="also write the results, image by image")
     arguments = parser.parse_args()
     config = cli.configure(arguments, needs_paddle=arguments.engine == "paddle")
-    from ppsr2q.core.files import atomic_path, make_writable
+    from ppsr2q.core.files import make_writable, write_text
     from ppsr2q.evaluation.evaluator import format_results
     from ppsr2q.workflow.evaluating import described, load_upscaler, measure
     if arguments.json:
@@ -35,8 +35,7 @@ def main() -> None:
     print(format_results(results))
     if arguments.json:
         measured = described(config, arguments.config, arguments.model, arguments.stage, arguments.engine)
-        with atomic_path(arguments.json) as temporary:
-            temporary.write_text(json.dumps({**results, "measured": measured}, indent=1))
+        write_text(arguments.json, json.dumps({**results, "measured": measured}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -86,11 +86,24 @@ class LossConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
+class LoopConfig:
+    """What stage 1 and pretraining have in common."""
+
+    accumulate: int = option(1, "micro-batches per update and process", low=1)
+    epsilon: float = option(1e-8, "Adam's epsilon", above=0)
+    recompute: bool = option(False, "recompute layers in the backward pass: less memory, more time")
+    log_every: int = option(10, "steps between two log lines", low=1)
+    save_every: int = option(200, "steps between two resume checkpoints", low=1)
+    validate_every: int = option(500, "steps between two validations; 0: never", low=0)
+    validation_crops: int = option(8, "held-out crops per validation", low=1)
+    augment: bool = option(True, "random flips and 90-degree rotations")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(LoopConfig):
     iterations: int = option(12000, "steps of stage 1", low=1)
     batch: int = option(8, "crops per micro-batch and process", low=1)
     lr_patch: int = option(64, "side of a low-resolution crop in pixels", low=8)
-    accumulate: int = option(1, "micro-batches per update and process", low=1)
     lr_bounds: float = option(1e-2, "learning rate of the bounds", low=0)
     lr_rectifier: float = option(1e-2, "learning rate of the rectifiers", low=0)
     lr_gate: float = option(1e-2, "learning rate of the gates", low=0)
@@ -106,16 +119,9 @@ class TrainConfig:
     final_batch: int = option(8, "crops per micro-batch and process in the final phase", low=1)
     average_last: int = option(0, "the result is the mean of the last iterates, this many; 0: the last one", low=0)
     betas: List[float] = option([0.9, 0.999], "Adam's decay rates", low=0, below=1, length=2)
-    epsilon: float = option(1e-8, "Adam's epsilon", above=0)
     min_lr_ratio: float = option(0.0, "last learning rate / first", low=0, high=1)
     warmup: int = option(0, "steps of linear warm-up", low=0)
     grad_clip: Optional[float] = option(None, "largest norm of the whole gradient; null: any", above=0)
-    recompute: bool = option(False, "recompute layers in the backward pass: less memory, more time")
-    log_every: int = option(10, "steps between two log lines", low=1)
-    save_every: int = option(200, "steps between two resume checkpoints", low=1)
-    validate_every: int = option(500, "steps between two validations; 0: never", low=0)
-    validation_crops: int = option(8, "held-out crops per validation", low=1)
-    augment: bool = option(True, "random flips and 90-degree rotations")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,26 +134,18 @@ class RouteCalibConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class PretrainConfig:
+class PretrainConfig(LoopConfig):
     iterations: int = option(3000, "steps", low=1)
     batch: int = option(4, "crops per micro-batch and process", low=1)
     lr_patch: int = option(32, "side of a low-resolution crop in pixels", low=8)
-    accumulate: int = option(1, "micro-batches per update and process", low=1)
     lr: float = option(5e-4, "learning rate", above=0)
     betas: List[float] = option([0.9, 0.99], "Adam's decay rates", low=0, below=1, length=2)
-    epsilon: float = option(1e-8, "Adam's epsilon", above=0)
     warmup: int = option(100, "steps of linear warm-up", low=0)
     schedule: str = option("cosine", "how the learning rate falls", choices=("cosine", "multistep"))
     milestones: List[int] = option([], "steps at which multistep multiplies the rate by gamma", low=1)
     gamma: float = option(0.5, "factor of multistep", above=0, high=1)
     min_lr_ratio: float = option(0.01, "last learning rate / first, of cosine", low=0, high=1)
     grad_clip: Optional[float] = option(1.0, "largest norm of the whole gradient; null: any", above=0)
-    recompute: bool = option(False, "recompute layers in the backward pass: less memory, more time")
-    log_every: int = option(10, "steps between two log lines", low=1)
-    save_every: int = option(200, "steps between two resume checkpoints", low=1)
-    validate_every: int = option(500, "steps between two validations; 0: never", low=0)
-    validation_crops: int = option(8, "held-out crops per validation", low=1)
-    augment: bool = option(True, "random flips and 90-degree rotations")
 
 
 @dataclasses.dataclass(frozen=True)

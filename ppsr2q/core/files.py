@@ -63,6 +63,12 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
             temporary.unlink()
 
 
+def write_text(path: PathLike, text: str) -> None:
+    """Write a UTF-8 file atomically; errors as :func:`atomic_path`."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def make_writable(folder: PathLike) -> Path:
     """Make a folder where there is none, and find out now, not after hours, whether files can be written to it.
 

@@ -13,7 +13,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from ppsr2q.core.environment import library_versions, package_version, usable_processors
 from ppsr2q.core.errors import UserError
-from ppsr2q.core.files import PathLike, atomic_path
+from ppsr2q.core.files import PathLike, write_text
 
 # Libraries that decide scores here and are not among those of core.
 _MEASURING_PACKAGES = ("opencv-python-headless", "opencv-python", "scikit-image", "pillow")
@@ -64,8 +64,7 @@ def write_record(
         "results": results,
     }
     record = json.loads(json.dumps(content))
-    with atomic_path(path) as temporary:
-        Path(temporary).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(record, indent=1) + "\n")
     return record
 
 

@@ -178,13 +178,13 @@ def _write(form: "_Format", job: _Job, path: Path) -> Written:
 def _write_fused(job: _Job, path: Path) -> Written:
     save_artifact(path, fused_state(job.student, job.bounds), FUSED_KIND,
                   {**job.provenance, "plan": job.plan.describe()})
-    return _checked(path, load_fused(path), job.expected, _largest, TOLERANCE)
+    return _checked(path, load_fused(path), job.expected, _LARGEST, TOLERANCE)
 
 
 def _write_packed(job: _Job, path: Path) -> Written:
     write_packed(path, job.packed, job.rest)
     if job.rest == "float32":
-        return _checked(path, load_packed(path), job.expected, _largest, TOLERANCE)
+        return _checked(path, load_packed(path), job.expected, _LARGEST, TOLERANCE)
     return _checked_graph(job, path, load_packed(path))
 
 
@@ -211,7 +211,7 @@ def _write_torch(job: _Job, path: Path) -> Written:
     write_torch(path, parameters, left, job.provenance)
     architecture = job.provenance["architecture"]
     read = parameters_of_official(architecture, to_paddle_layout(load_artifact(path, TORCH_KIND).tensors), str(path))
-    return _checked(path, fused_network(architecture, job.plan, read, bounds, str(path)), job.expected, _largest,
+    return _checked(path, fused_network(architecture, job.plan, read, bounds, str(path)), job.expected, _LARGEST,
                     TOLERANCE)
 
 
@@ -234,14 +234,13 @@ FORMATS: Dict[str, _Format] = {"fused": _Format(_write_fused, "fused"), "packed"
 PACKAGES = {"onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}  # of the extra "deploy"
 
 
-def _largest(a: np.ndarray, b: np.ndarray) -> float:
-    """largest difference"""
-    return float(np.abs(a - b).max())
-
-
 def _root_mean_square(a: np.ndarray, b: np.ndarray) -> float:
-    """root mean square difference"""
     return float(((a - b)**2).mean()**0.5)
+
+
+_LARGEST = "largest difference"
+_ROOT_MEAN_SQUARE = "root mean square difference"
+_MEASURES = {_LARGEST: lambda a, b: float(np.abs(a - b).max()), _ROOT_MEAN_SQUARE: _root_mean_square}
 
 
 def _of_arrays(run: Callable[[np.ndarray], np.ndarray]) -> Callable[[paddle.Tensor], paddle.Tensor]:
@@ -250,13 +249,13 @@ def _of_arrays(run: Callable[[np.ndarray], np.ndarray]) -> Callable[[paddle.Tens
 
 
 def _checked_graph(job: _Job, path: Path, network: Callable) -> Written:
-    return _checked(path, network, job.expected, _root_mean_square, job.graph_tolerance)
+    return _checked(path, network, job.expected, _ROOT_MEAN_SQUARE, job.graph_tolerance)
 
 
-def _checked(path: Path, network: Callable, expected: List[np.ndarray], measure: Callable, tolerance: float) -> Written:
-    difference = max(measure(a, b) for a, b in zip(_outputs(network), expected))
+def _checked(path: Path, network: Callable, expected: List[np.ndarray], measure: str, tolerance: float) -> Written:
+    difference = max(_MEASURES[measure](a, b) for a, b in zip(_outputs(network), expected))
     if not difference <= tolerance:
         raise ParityError(f"differs from the calibrated student by {difference:.3g} (at most {tolerance:.3g} of an "
                           "output in [0, 1] is accepted)")
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return Written(path, sum(file.stat().st_size for file in files), difference, measure.__doc__)
+    return Written(path, sum(file.stat().st_size for file in files), difference, measure)

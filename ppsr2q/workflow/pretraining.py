@@ -9,12 +9,12 @@ from paddle import nn
 from ppsr2q.core import distributed
 from ppsr2q.core.config import Config
 from ppsr2q.core.files import make_writable
-from ppsr2q.core.trainer import ParameterGroup, TrainerSettings, TrainResult
+from ppsr2q.core.trainer import ParameterGroup, TrainResult
 from ppsr2q.models.checkpoint import save_weights
 from ppsr2q.models.initialization import bilinear_start, official_initialization
 from ppsr2q.workflow.batches import Validation, training_batches
 from ppsr2q.workflow.networks import build_network, provenance
-from ppsr2q.workflow.training import PICTURES, run_stage, training_provenance
+from ppsr2q.workflow.training import PICTURES, run_stage, trainer_settings, training_provenance
 
 
 class Pretraining:
@@ -56,14 +56,10 @@ def pretrain(config: Config, resume: bool = False) -> TrainResult:
             bilinear_start(network)
     out = make_writable(config.output_dir)
     stage = Pretraining(network, settings.lr, Validation(config, settings.lr_patch, settings.validation_crops))
-    trainer_settings = TrainerSettings(
-        iterations=settings.iterations, accumulate=settings.accumulate, betas=tuple(settings.betas),
-        epsilon=settings.epsilon, warmup=settings.warmup, schedule=settings.schedule,
-        milestones=tuple(settings.milestones), gamma=settings.gamma, min_lr_ratio=settings.min_lr_ratio,
-        grad_clip=settings.grad_clip, log_every=settings.log_every, save_every=settings.save_every,
-        validate_every=settings.validate_every)
+    loop = trainer_settings(settings, settings.iterations, warmup=settings.warmup, schedule=settings.schedule,
+                            milestones=tuple(settings.milestones), gamma=settings.gamma)
     batches = training_batches(config, settings.batch, settings.lr_patch, settings.augment, with_hr=True)
-    result = run_stage(config, stage, batches, trainer_settings, training_provenance(config, network), resume)
+    result = run_stage(config, stage, batches, loop, training_provenance(config, network), resume)
     validation = stage.validate()
     if distributed.is_main():
         save_weights(network, out / "weights.safetensors",

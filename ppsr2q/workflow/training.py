@@ -3,13 +3,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from typing import Any, Dict, Iterator, Tuple
+from typing import Any, Dict, Iterator, Tuple, Union
 
 import paddle
 from paddle import nn
 
 from ppsr2q.core import distributed
-from ppsr2q.core.config import PATH_OPTIONS, Config, config_to_dict, flatten
+from ppsr2q.core.config import PATH_OPTIONS, Config, PretrainConfig, TrainConfig, config_to_dict, flatten
 from ppsr2q.core.dashboard import Dashboard
 from ppsr2q.core.errors import UserError
 from ppsr2q.core.files import make_writable, tensors_sha256
@@ -26,12 +26,12 @@ from ppsr2q.workflow.paths import checkpoint_path, paths, require_stage
 from ppsr2q.workflow.starting import add_rectifiers, begin, pieces, start_artifact
 
 
-def _trainer_settings(config: Config, iterations: int, warmup: int = 0, average_last: int = 0) -> TrainerSettings:
-    train = config.train
-    return TrainerSettings(iterations=iterations, average_last=average_last, accumulate=train.accumulate,
-                           betas=tuple(train.betas), epsilon=train.epsilon, warmup=warmup,
-                           min_lr_ratio=train.min_lr_ratio, grad_clip=train.grad_clip, log_every=train.log_every,
-                           save_every=train.save_every, validate_every=train.validate_every)
+def trainer_settings(section: Union[TrainConfig, PretrainConfig], iterations: int, **more: Any) -> TrainerSettings:
+    """Of a stage that runs by the options of ``train`` or ``pretrain``; ``more`` is its own."""
+    return TrainerSettings(iterations=iterations, accumulate=section.accumulate, betas=tuple(section.betas),
+                           epsilon=section.epsilon, min_lr_ratio=section.min_lr_ratio, grad_clip=section.grad_clip,
+                           log_every=section.log_every, save_every=section.save_every,
+                           validate_every=section.validate_every, **more)
 
 
 PICTURES = 4  # crops that the dashboard shows
@@ -87,8 +87,8 @@ def train(config: Config, resume: bool = False) -> TrainResult:
     stage = GroupTraining(student, quantized.teacher, config.loss, validation, pictures,
                           round(train.teacher_routing * train.iterations), learning_rates=rates,
                           finetuned=finetuned_parameters(student, quantized.tensors, train.finetune))
-    result = run_stage(config, stage, phased_batches(config),
-                  _trainer_settings(config, train.iterations, train.warmup, train.average_last), metadata, resume)
+    settings = trainer_settings(train, train.iterations, warmup=train.warmup, average_last=train.average_last)
+    result = run_stage(config, stage, phased_batches(config), settings, metadata, resume)
     if distributed.is_main():
         save_rectifiers(student, paths(config)["rectifiers"], metadata, quantized.changed())
     distributed.barrier()  # the launcher ends all processes as soon as one has left
@@ -134,7 +134,7 @@ def calibrate_routing(config: Config, config_path: str, resume: bool = False) ->
     metadata = {**training_provenance(config, quantized.teacher), "rectifiers_sha256": tensors_sha256(quantized.origin.tensors),
                 "trained_otherwise": {key: value for key, value in trained.items()
                                       if value != now.get(key) and key not in PATH_OPTIONS}}
-    result = run_stage(config, stage, batches, _trainer_settings(config, settings.iterations), metadata, resume)
+    result = run_stage(config, stage, batches, trainer_settings(config.train, settings.iterations), metadata, resume)
     if distributed.is_main():
         save_table(quantized.student, paths(config)["table"], metadata, quantized.changed())
     distributed.barrier()
