@@ -20,7 +20,6 @@ import sys
 import tempfile
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any, Callable, Dict, List, Tuple
 
 # The module is imported once more by every child process: what it imports counts in their peak memory.
@@ -29,7 +28,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 from benchmarks import inference_engines as engines, inference_report, speed_tool  # noqa: E402
 from benchmarks.inference_plan import (CASES, ENGINES, FULL_PRECISION, GROWING, LARGEST, PART_BITS,  # noqa: E402
                                        PARTS, ROUNDS, SEED, SIDES, SLOW, SMALLEST, part_network)
-from benchmarks.timing import DoesNotFit, Worker, in_child, interleave_workers  # noqa: E402
+from benchmarks.timing import DoesNotFit, Worker, in_child, time_together  # noqa: E402
 from ppsr2q.core.errors import UserError  # noqa: E402
 from ppsr2q.workflow import cli  # noqa: E402
 
@@ -103,17 +102,17 @@ class Measurement:
             found[engine] = dict(figures)
         fitting = [engine for engine, figures in found.items() if "skipped" not in figures]
         if not self._arguments.quick:
-            for engine, seconds in self._seconds(CASES[name], fitting).items():
-                found[engine].update(seconds=median(seconds), samples=seconds)
+            for engine, figures in self._seconds(CASES[name], fitting).items():
+                found[engine].update(figures)
         for engine, figures in found.items():
             text = f"skipped: {figures['skipped']}" if "skipped" in figures else \
                 f"{figures['seconds']:8.3f} s {figures['peak_bytes'] / 2**20:7.0f} MiB {figures['psnr_y']:6.2f} dB"
             self._say(f"{name:<12} {engine:<26} {text}")
         return found
 
-    def _seconds(self, size: Tuple[int, int], names: List[str]) -> Dict[str, List[float]]:
-        return interleave_workers({name: partial(Worker, engines.call_of, name, self._folder, size, self._threads,
-                                                 environment=self._environment()) for name in names}, ROUNDS)
+    def _seconds(self, size: Tuple[int, int], names: List[str]) -> Dict[str, Results]:
+        return time_together({name: partial(Worker, engines.call_of, name, self._folder, size, self._threads,
+                                            environment=self._environment()) for name in names}, ROUNDS)
 
     def _parts(self, alone: List[str]) -> Results:
         """Seconds of our runtime where only one part of the network is quantized, and where nothing and all is."""

@@ -22,14 +22,14 @@ import sys
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, Optional, Sequence
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import speed_tool  # noqa: E402
 from benchmarks.speed_plan import (CASES, PEER, PEER_KEPT, SCAN_COMMIT, SEED, SIDES, Case,  # noqa: E402
                                    Sources)
-from benchmarks.timing import DoesNotFit, Worker, in_child, interleave_workers  # noqa: E402
+from benchmarks.timing import DoesNotFit, Worker, in_child, interleave_workers, time_together  # noqa: E402
 from ppsr2q.core.environment import usable_processors  # noqa: E402
 from ppsr2q.workflow import cli  # noqa: E402
 
@@ -70,8 +70,9 @@ class Measurement:
         case = CASES[name]
         found = {variant: self._peak(case, variant) for variant in case.variants}
         fitting = [variant for variant, figures in found.items() if "skipped" not in figures]
-        for variant, seconds in self._seconds(case, fitting).items():
-            found[variant].update(seconds=median(seconds), samples=seconds)
+        rounds = case.quick_rounds if self._quick else case.rounds
+        for variant, figures in time_together(self._workers(case, fitting), rounds, case.once).items():
+            found[variant].update(figures)
         for variant, figures in found.items():
             text = f"skipped: {figures['skipped']}" if "skipped" in figures else \
                 f"{figures['seconds']:8.3f} s {figures['peak_bytes'] / 1e9:6.2f} GB"
@@ -91,15 +92,12 @@ class Measurement:
         except DoesNotFit as error:
             return {"skipped": str(error)}
 
-    def _seconds(self, case: Case, variants: List[str]) -> Dict[str, List[float]]:
-        return self._interleaved(case, variants, case.quick_rounds if self._quick else case.rounds)
-
-    def _interleaved(self, case: Case, variants: Sequence[str], rounds: int,
-                     threads: Optional[int] = None) -> Dict[str, List[float]]:
-        """Seconds of every call, round robin between one process for each variant."""
+    def _workers(self, case: Case, variants: Sequence[str],
+                 threads: Optional[int] = None) -> Dict[str, Callable[[], Worker]]:
+        """What starts the process of each variant."""
         environment = self._environment(threads)
-        return interleave_workers({variant: partial(Worker, self._run.call_of, case, variant, self._sources,
-                                                    environment=environment) for variant in variants}, rounds, case.once)
+        return {variant: partial(Worker, self._run.call_of, case, variant, self._sources, environment=environment)
+                for variant in variants}
 
     def _growth(self) -> Results:
         sides = SIDES[:3] if self._quick else SIDES
@@ -115,7 +113,7 @@ class Measurement:
         found = {}
         for threads in sorted({1, min(2, usable_processors()), usable_processors()}):
             case = CASES["fp_forward_180x320"]
-            samples = self._interleaved(case, ["fused"], 1, threads)
+            samples = interleave_workers(self._workers(case, ["fused"], threads), 1)
             found[str(threads)] = median(samples["fused"])
             self._say(f"{threads} threads: fp_forward_180x320 {found[str(threads)]:.3f} s")
         return found

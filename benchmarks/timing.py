@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from statistics import median
 from typing import Any, Callable, Container, Dict, Iterator, List, Mapping, Optional, Tuple
 
 from ppsr2q.core.environment import available_memory
@@ -175,6 +176,17 @@ def interleave_workers(makers: Mapping[str, Callable[[], Worker]], rounds: int,
             workers[name] = make()
             stack.callback(workers[name].close)
         return interleave(workers, rounds, once, REST)
+
+
+def time_together(makers: Mapping[str, Callable[[], Worker]], rounds: int,
+                  once: Container[str] = ()) -> Dict[str, Dict[str, Any]]:
+    """Name -> ``seconds`` (median) and ``samples`` of :func:`interleave_workers`; ``skipped``, the reason, for all where one
+    of the processes does not fit beside the others."""
+    try:
+        samples = interleave_workers(makers, rounds, once)
+    except DoesNotFit as error:
+        return {name: {"skipped": f"beside the others: {error}"} for name in makers}
+    return {name: {"seconds": median(values), "samples": values} for name, values in samples.items()}
 
 
 def _serve(connection: Any, make: Callable[..., Callable[[], object]], arguments: tuple) -> None:

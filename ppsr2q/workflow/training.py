@@ -38,9 +38,12 @@ PICTURES = 4  # crops that the dashboard shows
 
 
 def _watchers(config: Config, teacher) -> Tuple:
-    """Validation, and pictures of its first crops for the dashboard; the teacher's are computed once."""
-    validation = Validation(config, config.train.lr_patch, config.train.validation_crops)
-    teacher_outputs = validation.outputs(teacher, PICTURES) if config.train.validate_every else []
+    """Validation, and pictures of its first crops for the dashboard; the teacher's are computed once. Crops are as large as
+    the largest that are trained on: smaller ones would not show what these bring."""
+    train = config.train
+    side = max(train.lr_patch, train.final_lr_patch) if train.final_share else train.lr_patch
+    validation = Validation(config, side, train.validation_crops)
+    teacher_outputs = validation.outputs(teacher, PICTURES) if train.validate_every else []
     return validation, lambda student: validation.pictures(student, teacher_outputs)
 
 

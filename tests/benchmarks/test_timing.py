@@ -4,10 +4,11 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+from functools import partial
 
 import pytest
 
-from benchmarks.timing import DoesNotFit, Worker, in_child, interleave
+from benchmarks.timing import DoesNotFit, Worker, in_child, interleave, time_together
 from ppsr2q.core.errors import UserError
 
 
@@ -35,6 +36,14 @@ def countdown(start):
         if next(calls) == start:
             raise UserError(f"call {start}")
     return call
+
+
+def nothing():
+    return int
+
+
+def end_when_called():
+    return end
 
 
 def test_calls_take_turns_after_one_that_is_not_measured():
@@ -82,3 +91,10 @@ def test_a_worker_makes_its_call_again_and_again():
     worker(), worker()
     with pytest.raises(UserError, match="call 3"):
         worker()
+
+
+def test_processes_that_do_not_fit_beside_each_other_are_skipped():
+    found = time_together({"a": partial(Worker, nothing), "b": partial(Worker, nothing)}, 2)
+    assert {name: len(figures["samples"]) for name, figures in found.items()} == {"a": 2, "b": 2}
+    found = time_together({"a": partial(Worker, nothing), "b": partial(Worker, end_when_called)}, 2)
+    assert found == dict.fromkeys("ab", {"skipped": "beside the others: its process ended with SIGKILL"})
