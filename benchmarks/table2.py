@@ -81,12 +81,14 @@ ROWS: Dict[str, Row] = {
                paper={(4, "Set5"): 37.60, (4, "Urban100"): 31.24}),
     "osrc": Row("RGT + OSRC", "osrc", (), "rgt", seeded=True,
                 paper={(4, "Set5"): 37.72, (4, "Urban100"): 31.53, (2, "Set5"): 35.97, (2, "Urban100"): 28.55}),
+    "ours": Row("RGT + OSRC, bounds fitted, features relative to the teacher's (ours)", "osrc",
+                ("calib.dobi_mode=fit", "loss.feature_norm=teacher", "loss.feature_weight=0.02"), "ours"),
     "further": Row("control: RGT, as many further iterations as OSRC", "rgt", (), "further", further="rgt"),
     "full_rank": Row("control: full-rank ΔW (no group, no gate)", "bounds",
                      ("rectifier.form=full_rank", "rectifier.number=1"), "full_rank", seeded=True),
 }
 #: (row, the row it is compared with)
-COMPARISONS = (("osrc", "rgt"), ("full_rank", "rgt"), ("full_rank", "osrc"), ("osrc", "further"))
+COMPARISONS = (("osrc", "rgt"), ("ours", "osrc"), ("full_rank", "rgt"), ("full_rank", "osrc"), ("osrc", "further"))
 
 
 def row_config(row: Row, bits: int, seed: int, schedule: str, weights: Optional[str] = None,
