@@ -23,7 +23,8 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import runs  # noqa: E402
-from ppsr2q.core.config import REPORTING_OPTIONS, Config, config_to_dict, load_config  # noqa: E402
+from ppsr2q.core.config import (REPORTING_OPTIONS, Config, config_to_dict, default_values,  # noqa: E402
+                                flatten, load_config)
 from ppsr2q.core.errors import UserError  # noqa: E402
 from ppsr2q.core.files import write_text  # noqa: E402
 from ppsr2q.evaluation.evaluator import PROTOCOL  # noqa: E402
@@ -108,13 +109,14 @@ def row_config(row: Row, bits: int, seed: int, schedule: str, weights: Optional[
 
 def fingerprint(row: Row, bits: int, seed: int, schedule: str, weights_sha256: str) -> str:
     """Of everything whose change makes a record stale: plan, options, weights and protocol; not where files lie, nor
-    how often a run reports."""
+    how often a run reports. Options at their defaults are left out, so that a new one makes no record stale."""
     from ppsr2q.workflow.networks import build_plan
     config = row_config(row, bits, seed, schedule)
     options = config_to_dict(config)
-    kept = {name: options[name] for name in ("seed", "quant", "calib", "rectifier", "loss", "train", "route_calib")}
-    kept["train"] = {key: value for key, value in kept["train"].items()
-                     if key not in ("start_from", *REPORTING_OPTIONS)}
+    read = {name: options[name] for name in ("seed", "quant", "calib", "rectifier", "loss", "train", "route_calib")}
+    defaults = default_values()
+    kept = {key: value for key, value in flatten(read).items()
+            if value != defaults.get(key) and key.rpartition(".")[2] not in ("start_from", *REPORTING_OPTIONS)}
     parent = fingerprint(ROWS[row.further], bits, seed, schedule, weights_sha256) if row.further else None
     return fingerprint_of(plan=build_plan(config).describe(), options=kept, weights=weights_sha256, stage=row.stage,
                           parent=parent, protocol=PROTOCOL, mode=config.eval.mode,

@@ -9,6 +9,7 @@ import cv2
 import pytest
 
 from benchmarks import runs, table2
+from ppsr2q.core.config import default_values as config_defaults
 from ppsr2q.core.errors import UserError
 from ppsr2q.data.embedded import write_embedded
 from ppsr2q.evaluation.records import read_records, write_record
@@ -75,6 +76,11 @@ def test_fingerprints_tell_apart_what_matters_only(monkeypatch, change_short):
     marks = [mark(), mark("osrc"), mark("static"), mark(bits=2), mark(seed=11), mark(schedule="paper")]
     assert len(set(marks)) == len(marks)
     before = mark(), mark("further")
+    plain = table2.config_to_dict
+    with monkeypatch.context() as patch:  # an option that a later version has, at its default
+        patch.setattr(table2, "config_to_dict", lambda config: {**plain(config), "loss": {**plain(config)["loss"], "new": 1}})
+        patch.setattr(table2, "default_values", lambda: {**config_defaults(), "loss.new": 1})
+        assert mark() == before[0]
     change_short("train: {save_every: 7}")
     assert (mark(), mark("further")) == before
     monkeypatch.setitem(table2.ROWS, "rgt", dataclasses.replace(table2.ROWS["rgt"], options=("rectifier.rank=4",)))
