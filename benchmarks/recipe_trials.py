@@ -18,7 +18,7 @@ from typing import Any, Dict, List, Mapping, Optional
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import runs  # noqa: E402
-from ppsr2q.core.config import config_to_dict, load_config  # noqa: E402
+from ppsr2q.core.config import config_to_dict, load_config, without_folders  # noqa: E402
 from ppsr2q.core.errors import UserError  # noqa: E402
 from ppsr2q.core.files import load_artifact, tensors_sha256, write_text  # noqa: E402
 from ppsr2q.evaluation.records import fingerprint_of, read_records, write_record  # noqa: E402
@@ -110,7 +110,7 @@ def run(name: str, bits: int, iterations: int, weights: str, train_folder: str, 
     write_record(file, name, {"bits": bits, "iterations": iterations, "options": own, **figures}, seconds=result.seconds,
                  how=f"benchmarks/recipe_trials.py --run --bits {bits} --trials '{name}' --iterations {iterations}",
                  seed=config.seed,
-                 schedule=config_to_dict(config)["train"], fingerprint=mark)
+                 schedule=without_folders(config_to_dict(config))["train"], fingerprint=mark)
 
 
 def render(results: Path = RESULTS) -> str:

@@ -24,7 +24,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import runs  # noqa: E402
 from ppsr2q.core.config import (REPORTING_OPTIONS, Config, config_to_dict, default_values,  # noqa: E402
-                                flatten, load_config)
+                                flatten, load_config, without_folders)
 from ppsr2q.core.errors import UserError  # noqa: E402
 from ppsr2q.core.files import write_text  # noqa: E402
 from ppsr2q.evaluation.evaluator import PROTOCOL  # noqa: E402
@@ -163,7 +163,7 @@ def run_row(key: str, bits: int, seed: int, schedule: str, weights: str, data: P
     _prepare(config, row, config_path)
     found = measure(config, *load_upscaler(config, config_path, None, row.stage), missing)
     measured = {**measured, **{name: {k: found[name][k] for k in ("psnr_y", "ssim_y")} for name in missing}}
-    options = config_to_dict(config)
+    options = without_folders(config_to_dict(config))
     write_record(results / f"{name}.json", f"Table 2a, {row.title}, x2, {bits} bits", measured,
                  how=f"benchmarks/table2.py --run --schedule {schedule} --rows {key} --bits {bits}",
                  seconds=runs.trained_seconds(config, row.stages), seed=seed, protocol=found["protocol"], fingerprint=mark,
