@@ -1,4 +1,5 @@
 """Tables that the project shows are those of its records."""
+import json
 from pathlib import Path
 
 import pytest
@@ -24,3 +25,18 @@ def test_rows_of_table_1_in_the_readme_are_rendered_ones():
     rows = [line for line in README.splitlines() if "best (" in line and line.startswith("|")]
     table = (ROOT / "benchmarks/results/table1/table1.md").read_text(encoding="utf-8")
     assert rows and not [row for row in rows if row not in table]
+
+
+def strings_of(value):
+    """All texts in a JSON value."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [text for item in value for text in strings_of(item)]
+    return [value] if isinstance(value, str) else []
+
+
+def test_records_name_no_folder_of_the_machine_they_were_made_on():
+    records = sorted((ROOT / "benchmarks/results").rglob("*.json"))
+    named = {path.name: text for path in records for text in strings_of(json.loads(path.read_text())) if text.startswith("/")}
+    assert records and not named
