@@ -27,6 +27,12 @@ def test_rows_of_table_1_in_the_readme_are_rendered_ones():
     assert rows and not [row for row in rows if row not in table]
 
 
+def test_rows_of_table_2_in_the_readme_are_rendered_ones():
+    rows = README.split("**What every step brings.**")[1].split("| --- |")[1].split("\n\n")[0].splitlines()[1:]
+    table = (ROOT / "benchmarks/results/table2/short.md").read_text(encoding="utf-8").split("| 2 bits |")[0].splitlines()
+    assert rows and not [row for row in rows if not any(line.startswith(row) for line in table)]
+
+
 def strings_of(value):
     """All texts in a JSON value."""
     if isinstance(value, dict):
