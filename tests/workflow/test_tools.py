@@ -234,7 +234,7 @@ def test_what_stages_do_not_belong_together_is_refused(exported, options, out):
     said = tool("evaluate", *options, "-o", "quant.bits=2", "--sets", "Embedded", expect=2)
     assert "fused.safetensors: made with quant.bits = 4, now it is 2" in said
     said = tool("evaluate", *options, "--stage", "bounds", "--sets", "Embedded", expect=2)
-    assert "--stage bounds is of runs without rectifiers" in said
+    assert "--stage bounds is of runs that have nothing to route" in said
 
 
 @pytest.mark.parametrize("changed, stage, message", [
