@@ -28,7 +28,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import runs  # noqa: E402
 from ppsr2q.core.config import (REPORTING_OPTIONS, Config, config_to_dict, default_values,  # noqa: E402
-                                flatten, load_config)  # noqa: E402
+                                flatten, load_config)
 from ppsr2q.core.errors import UserError  # noqa: E402
 from ppsr2q.core.files import atomic_path, load_artifact, write_text  # noqa: E402
 from ppsr2q.evaluation.evaluator import PROTOCOL  # noqa: E402

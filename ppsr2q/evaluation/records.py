@@ -57,11 +57,9 @@ def write_record(
     Raises:
         UserError: the file cannot be written.
     """
-    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     content = {
-        "what": what, "how": how, "commit": git_commit(), "date": now, "seed": seed, "schedule": schedule,
-        "protocol": protocol, "machine": machine(), "seconds": seconds, "fingerprint": fingerprint,
-        "results": results,
+        "what": what, "how": how, **circumstances(), "seed": seed, "schedule": schedule, "protocol": protocol,
+        "seconds": seconds, "fingerprint": fingerprint, "results": results,
     }
     record = json.loads(json.dumps(content))
     write_text(path, json.dumps(record, indent=1) + "\n")
@@ -85,6 +83,13 @@ def read_records(folder: PathLike) -> Dict[str, Dict[str, Any]]:
             raise UserError(f"{path}: not a record, it lacks {', '.join(missing)}")
         records[path.stem] = record
     return records
+
+
+def circumstances() -> Dict[str, Any]:
+    """By what, when and where something is measured: ``commit`` (None outside a git checkout), ``date`` (UTC, ISO 8601)
+    and ``machine``."""
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    return {"commit": git_commit(), "date": now, "machine": machine()}
 
 
 def machine() -> Dict[str, Any]:

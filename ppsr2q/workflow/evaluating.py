@@ -1,7 +1,6 @@
 """Measuring a network: ``tools/evaluate.py``. Paddle is imported only for its own engine."""
 from __future__ import annotations
 
-import datetime
 import hashlib
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from ppsr2q.core.config import Config, config_to_dict, without_folders
 from ppsr2q.core.errors import UserError
 from ppsr2q.data.datasets import TestSet
 from ppsr2q.evaluation.evaluator import bicubic_upscaler, evaluate
-from ppsr2q.evaluation.records import git_commit, machine
+from ppsr2q.evaluation.records import circumstances
 from ppsr2q.evaluation.tiling import run_official_tiles
 from ppsr2q.workflow.progress import Progress
 
@@ -70,8 +69,7 @@ def described(config: Config, config_path: Optional[str], model: Optional[str], 
         network = {"model": Path(model).name, "sha256": hashlib.sha256(Path(model).read_bytes()).hexdigest()}
     else:
         network = {"config": config_path, "stage": stage, "options": without_folders(config_to_dict(config))}
-    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    return {**network, "engine": engine, "commit": git_commit(), "date": now, "machine": machine()}
+    return {**network, "engine": engine, **circumstances()}
 
 
 def measure(config: Config, upscale: Upscale, scale: int, sets: List[str]) -> Dict[str, Any]:
