@@ -109,6 +109,11 @@ def empty(shape: Sequence[int], dtype: paddle.dtype = paddle.float32) -> paddle.
     return paddle._C_ops.empty(shape, dtype, _CPU)
 
 
+def empty_like(tensor: paddle.Tensor) -> paddle.Tensor:
+    """:func:`empty` of a tensor's shape and dtype."""
+    return empty(tensor.shape, tensor.dtype)
+
+
 def pointer(tensor: Optional[paddle.Tensor]) -> Optional[int]:
     """Address of a contiguous tensor's data, None (a C null pointer) for None."""
     return None if tensor is None else tensor.data_ptr()

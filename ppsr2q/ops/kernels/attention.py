@@ -33,7 +33,7 @@ def _arguments(tensors, bounds, call):
 
 
 def _forward(tensors, bounds, call, keep_statistics=False):
-    out = paddle.empty_like(tensors[0])
+    out = native.empty_like(tensors[0])
     statistics = None
     if keep_statistics:
         tokens = call.window**2
@@ -60,7 +60,7 @@ class _WindowAttention(paddle.autograd.PyLayer):
         tensors, statistics, given = saved[:4], saved[4], iter(saved[5:])
         bounds = [next(given) if bits else None for bits in ctx.call.bits]
         grad = native.contiguous(grad)
-        grads = [paddle.empty_like(t) for t in tensors]
+        grads = [native.empty_like(t) for t in tensors]
         grad_bounds = native.empty([4, 2])
         run = native.function("window_attention_backward", *_COMMON, *(POINTER,) * 7)
         status = run(*_arguments(tensors, bounds, ctx.call), pointer(statistics), pointer(grad),

@@ -50,7 +50,7 @@ class _Convolution(paddle.autograd.PyLayer):
         x, weight, *bounds = ctx.saved_tensor()
         _, needs_weight, needs_bias, _, _ = ctx.needs
         grad = native.contiguous(grad)
-        grads = [paddle.empty_like(x), paddle.empty_like(weight) if needs_weight else None,
+        grads = [native.empty_like(x), native.empty_like(weight) if needs_weight else None,
                  native.empty([ctx.call.outputs]) if needs_bias else None]
         grad_bounds = native.empty([2])
         run = native.function("convolution_backward", *_COMMON, *(POINTER,) * 5)

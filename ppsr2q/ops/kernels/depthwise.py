@@ -74,8 +74,8 @@ class _Depthwise(paddle.autograd.PyLayer):
         bounds, *tensors = (next(saved) if present else None for present in ctx.present)
         grad = native.contiguous(grad)
         grad_bounds = native.empty([2])
-        grads = [paddle.empty_like(tensors[0])]
-        grads += [paddle.empty_like(t) if needed else None for t, needed in zip(tensors[1:], ctx.needs[2:])]
+        grads = [native.empty_like(tensors[0])]
+        grads += [native.empty_like(t) if needed else None for t, needed in zip(tensors[1:], ctx.needs[2:])]
         run = _function(call.operator, "backward", 2 + len(tensors))
         outputs = map(pointer, (*grads, grad_bounds))
         status = run(*_arguments(tensors, bounds, call), pointer(grad), *outputs)

@@ -29,7 +29,7 @@ class _FeatureDistance(paddle.autograd.PyLayer):
     @staticmethod
     def backward(ctx, grad):
         student, teacher, inverses = ctx.saved_tensor()
-        grad, grad_student, batch = native.contiguous(grad), paddle.empty_like(student), student.shape[0]
+        grad, grad_student, batch = native.contiguous(grad), native.empty_like(student), student.shape[0]
         run = native.function("feature_distance_backward", POINTER, POINTER, SIZE, SIZE, *(POINTER,) * 3)
         status = run(pointer(student), pointer(teacher), batch, math.prod(student.shape[1:]), pointer(inverses),
                      pointer(grad), pointer(grad_student))

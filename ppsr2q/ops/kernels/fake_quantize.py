@@ -10,7 +10,7 @@ from ppsr2q.ops.native import INT, POINTER, SIZE, pointer
 
 
 def _forward(x, bounds, bits):
-    y = paddle.empty_like(x)
+    y = native.empty_like(x)
     run = native.function("fake_quantize_forward", POINTER, POINTER, INT, SIZE, POINTER)
     status = run(pointer(x), pointer(bounds), bits, math.prod(x.shape), pointer(y))
     native.check(status, "fake_quantize", {"x": x}, {"bounds": bounds})
@@ -28,8 +28,8 @@ class _FakeQuantize(paddle.autograd.PyLayer):
     def backward(ctx, grad):
         x, bounds = ctx.saved_tensor()
         grad = native.contiguous(grad)
-        grad_x = paddle.empty_like(x) if ctx.needs_x else None
-        grad_bounds = paddle.empty_like(bounds)
+        grad_x = native.empty_like(x) if ctx.needs_x else None
+        grad_bounds = native.empty_like(bounds)
         run = native.function("fake_quantize_backward", POINTER, POINTER, INT, POINTER, SIZE, POINTER,
                               POINTER)
         status = run(pointer(x), pointer(bounds), ctx.bits, pointer(grad), math.prod(x.shape), pointer(grad_x),

@@ -115,7 +115,7 @@ class _TokenLinear(paddle.autograd.PyLayer):
             any_wanted = any(wanted[i] for i in members)
             for i in members:
                 wanted[i] = any_wanted
-        results = [paddle.empty_like(t) if want else None for t, want in zip(given, wanted)]
+        results = [native.empty_like(t) if want else None for t, want in zip(given, wanted)]
         structures = (_Gradient * len(layers))(*[
             _Gradient(pointer(grad), pointer(own.weight), pointer(own.bias), pointer(own.bounds),
                       pointer(own.skip), pointer(own.skip_scale))

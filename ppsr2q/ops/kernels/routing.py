@@ -32,7 +32,7 @@ def route(logits):
 
 
 def _gather(x, order, residual=None):
-    y = paddle.empty_like(x)
+    y = native.empty_like(x)
     batch, tokens, channels = x.shape
     run = native.function("gather_rows", POINTER, POINTER, POINTER, SIZE, SIZE, INT, POINTER)
     status = run(pointer(x), pointer(order), pointer(residual), batch, tokens, channels, pointer(y))
@@ -93,8 +93,8 @@ class _RoutedPrompt(paddle.autograd.PyLayer):
     def backward(ctx, grad):
         logits, index, table = ctx.saved_tensor()
         grad = native.contiguous(grad)
-        grad_logits = paddle.empty_like(logits) if ctx.needs_logits else None
-        grad_table = paddle.empty_like(table) if ctx.needs_table else None
+        grad_logits = native.empty_like(logits) if ctx.needs_logits else None
+        grad_table = native.empty_like(table) if ctx.needs_table else None
         run = native.function("routed_prompt_backward", *(POINTER,) * 4, SIZE, INT, INT, POINTER, POINTER)
         status = run(pointer(logits), pointer(table), pointer(index), pointer(grad), math.prod(index.shape), *table.shape,
                      pointer(grad_logits), pointer(grad_table))

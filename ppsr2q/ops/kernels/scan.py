@@ -27,7 +27,7 @@ def _common_arguments(tensors, bounds, bits):
 def _forward(tensors, bounds, bits, keep_checkpoints=False, return_states=False):
     batch, length, channels = tensors[0].shape
     count = tensors[2].shape[-1]
-    y = paddle.empty_like(tensors[0])
+    y = native.empty_like(tensors[0])
     checkpoints = empty_checkpoints(tensors[0], count) if keep_checkpoints else None
     states = native.empty([batch, length, channels, count]) if return_states else None
     run = native.function("selective_scan_forward", *_COMMON, POINTER, POINTER, POINTER)
@@ -51,7 +51,7 @@ class _SelectiveScan(paddle.autograd.PyLayer):
         saved = ctx.saved_tensor()
         tensors, checkpoints, bounds = saved[:7], saved[7], saved[8] if len(saved) > 8 else None
         grad = native.contiguous(grad)
-        gradients = [paddle.empty_like(t) for t in (*tensors, *saved[8:])]
+        gradients = [native.empty_like(t) for t in (*tensors, *saved[8:])]
         run = native.function("selective_scan_backward", *_COMMON, *(POINTER,) * 10)
         status = run(*_common_arguments(tensors, bounds, ctx.bits), pointer(checkpoints), pointer(grad),
                      *map(pointer, gradients), *([None] if bounds is None else []))

@@ -36,7 +36,7 @@ def _inputs(tensors, bounds, bits):
 
 def _forward(tensors, bounds, bits, keep_checkpoints):
     u, states = tensors[0], tensors[4].shape[1]
-    y, checkpoints = paddle.empty_like(u), empty_checkpoints(u, states) if keep_checkpoints else None
+    y, checkpoints = native.empty_like(u), empty_checkpoints(u, states) if keep_checkpoints else None
     inputs = _inputs(tensors, bounds, bits)
     run = native.function("state_space_forward", *_COMMON, POINTER, POINTER)
     status = run(ctypes.addressof(inputs), *u.shape, states, pointer(y), pointer(checkpoints))
@@ -62,7 +62,7 @@ class _StateSpace(paddle.autograd.PyLayer):
         tensors, bounds = given[:len(_NAMES)], given[len(_NAMES):]
         u, states = tensors[0], tensors[4].shape[1]
         grad = native.contiguous(grad)
-        grads = [paddle.empty_like(t) for t in tensors]
+        grads = [native.empty_like(t) for t in tensors]
         grad_bounds = native.empty([len(POINTS), 2])
         inputs = _inputs(tensors, bounds, ctx.bits)
         outputs = _Gradients(*map(pointer, grads), pointer(grad_bounds))
