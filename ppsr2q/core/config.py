@@ -57,6 +57,8 @@ class CalibConfig:
     dobi_mode: str = option("code", "search bounds as 2DQuant's paper does, as its code does, or as its code and then "
                             "fit them by least squares", choices=("paper", "code", "fit"))
     progressive: bool = option(False, "search layer by layer, each behind the already quantized ones")
+    outliers: float = option(0.0, "share of a tensor's values, at either end, that the search moves to the rest's minimum "
+                             "or maximum", low=0, below=0.5)
     candidates: int = option(100, "bounds tried per tensor", low=2)
     max_samples: int = option(65536, "values per tensor that a search looks at", low=256)
 

@@ -68,8 +68,15 @@ def squared_errors(values: np.ndarray, bounds: np.ndarray, bits: int) -> np.ndar
     return _errors(_SortedValues(values), bounds, bits)
 
 
+def winsorize(values: np.ndarray, share: float) -> np.ndarray:
+    """Values with this share of them, at either end, moved to the rest's minimum or maximum; as they are where nothing
+    but a constant would be left."""
+    low, high = np.quantile(values, [share, 1 - share])
+    return np.clip(values, low, high) if low < high else values
+
+
 def search_bounds(values: np.ndarray, bits: int, one_sided: bool = False, candidates: int = 100,
-                  fit: bool = False) -> Tuple[float, float]:
+                  fit: bool = False, outliers: float = 0.0) -> Tuple[float, float]:
     """DOBI, the range search of 2DQuant (stage 1): the candidate with the least squared quantization error, the widest
     of equals.
 
@@ -80,6 +87,8 @@ def search_bounds(values: np.ndarray, bits: int, one_sided: bool = False, candid
         candidates: K.
         fit: go on from there, and from pairs of quantiles, by :func:`fit_bounds`. DOBI's candidates all have the middle
             of the values' range for their middle; with few levels a skewed tensor needs another one.
+        outliers: share of the values at either end that :func:`winsorize` moves inwards first. With two levels the least
+            squared error gives one of them to a heavy tail alone, and all other values the same code.
 
     Returns:
         (a, b), a < b; a constant tensor gets bounds that hold it and have a width.
@@ -87,6 +96,9 @@ def search_bounds(values: np.ndarray, bits: int, one_sided: bool = False, candid
     low, high = float(np.min(values)), float(np.max(values))
     if not np.isfinite([low, high]).all():
         raise ValueError("values to search bounds for must be finite")
+    if outliers:
+        values = winsorize(values, outliers)
+        low, high = float(np.min(values)), float(np.max(values))
     if low == high:
         width = max(abs(low), 1.0) * 1e-3
         return low, low + width

@@ -25,6 +25,8 @@ class CalibrationSettings:
             ``fit``: as ``code``, then fitted by least squares (``bounds.fit_bounds``; ours).
         progressive: a quantizer acts as soon as its bounds are found, so that later ones see quantized inputs;
             otherwise all statistics are those of the full-precision network.
+        outliers: share of a tensor's values, at either end, that the search moves to the rest's minimum or maximum first
+            (``bounds.winsorize``; ours).
         candidates: K of the search.
         max_samples: values of an activation that the search looks at (weights are searched whole).
         seed: draws those values.
@@ -32,6 +34,7 @@ class CalibrationSettings:
 
     dobi_mode: str = "code"
     progressive: bool = False
+    outliers: float = 0.0
     candidates: int = 100
     max_samples: int = 2**16
     seed: int = 0
@@ -63,7 +66,7 @@ def calibrate(model: nn.Layer, batch: paddle.Tensor, settings: CalibrationSettin
                 raise ValueError(f"{name}: values to calibrate on are not finite")
             one_sided = quantizer.one_sided and settings.dobi_mode == "paper"
             found[name] = search_bounds(values, quantizer.bits, one_sided, settings.candidates,
-                                        settings.dobi_mode == "fit")
+                                        settings.dobi_mode == "fit", settings.outliers)
             quantizer.observer = None
             quantizer.set_bounds(*found[name])
             if not settings.progressive:

@@ -47,8 +47,9 @@ def search_bounds(config: Config, quantized: Quantized) -> None:
     Every rank searches (dynamic gates of a run that starts from another one exchange token means); rank 0's are sent
     to all and written to ``searched_bounds.safetensors``.
     """
-    settings = CalibrationSettings(config.calib.dobi_mode, config.calib.progressive, config.calib.candidates,
-                                   config.calib.max_samples, config.seed)
+    calib = config.calib
+    settings = CalibrationSettings(calib.dobi_mode, calib.progressive, calib.outliers, calib.candidates,
+                                   calib.max_samples, config.seed)
     progress = Progress("searching bounds", sum(t.bits is not None and t.entry.fixed is None
                                                 for t in quantized.tensors))
     calibrate(quantized.student, paddle.to_tensor(calibration_batch(config)), settings,

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ppsr2q.quant.bounds import candidate_bounds, fit_bounds, search_bounds, squared_errors, subsample
+from ppsr2q.quant.bounds import candidate_bounds, fit_bounds, search_bounds, squared_errors, subsample, winsorize
 
 QUANTILES = np.linspace(0.0005, 0.9995, 2001)
 
@@ -80,6 +80,23 @@ def test_one_outlier_moves_a_fit_less_than_dobi():
     values = np.concatenate([np.random.default_rng(0).normal(size=5000), [-8.0]])
     errors = squared_errors(values, np.array([search_bounds(values, 2), search_bounds(values, 2, fit=True)]), 2)
     assert errors[1] < errors[0] / 2
+
+
+def test_a_heavy_tail_does_not_get_a_level_for_itself_when_it_is_moved_inwards():
+    values = np.concatenate([np.linspace(0, 1, 96), [100.0] * 4])
+    a, b = search_bounds(values, 1, fit=True)
+    assert (a, b) == pytest.approx((0.5, 100.0))  # the means of the two clusters: all but four values get code 0
+    moved = winsorize(values, 0.05)
+    assert (moved.min(), moved.max()) == (np.quantile(values, 0.05), np.quantile(values, 0.95))
+    np.testing.assert_array_equal(moved[5:-5], values[5:-5])
+    a, b = search_bounds(values, 1, fit=True, outliers=0.05)
+    assert (a, b) == search_bounds(moved, 1, fit=True)
+    assert 0.4 < (values > (a + b) / 2).mean() < 0.6
+
+
+def test_nothing_is_moved_where_only_a_constant_would_be_left():
+    values = np.array([0.0] * 98 + [-1.0, 2.0])
+    assert search_bounds(values, 1, fit=True, outliers=0.05) == search_bounds(values, 1, fit=True)
 
 
 def test_a_constant_tensor_gets_a_width():
