@@ -63,7 +63,9 @@ TRIALS: Dict[str, List[str]] = {
     "all, mean of the last tenth": [*_ALL, "train.average_last=6"],
 }
 
-
+_WITHOUT_TAILS = ["calib.dobi_mode=fit", "calib.outliers=0.1"]
+_RATES_X3 = ["train.lr_bounds=3e-3", "train.lr_rectifier=6e-3", "train.lr_gate=3e-3", "train.lr_latent=2.4e-3",
+             "train.lr_float=1.2e-3"]
 #: at 2 and 1 bits
 LADDER: Dict[str, List[str]] = {
     "2DQuant's search": ["calib.dobi_mode=code"],
@@ -73,6 +75,9 @@ LADDER: Dict[str, List[str]] = {
     "fitted search, gradient clipped": ["calib.dobi_mode=fit", "train.grad_clip=1.0"],
     "fitted search, shorter memory of Adam": ["calib.dobi_mode=fit", "train.betas=[0.9,0.99]"],
     "fitted search, features x0.25": ["calib.dobi_mode=fit", "loss.feature_weight=0.005"],
+    "fitted search without tails": _WITHOUT_TAILS,
+    "fitted search without tails, features x5": [*_WITHOUT_TAILS, "loss.feature_weight=0.1"],
+    "fitted search without tails, all rates x3": [*_WITHOUT_TAILS, *_RATES_X3],
 }
 
 
