@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
@@ -81,9 +81,20 @@ LADDER: Dict[str, List[str]] = {
 }
 
 
-def trials_of(bits: int) -> Dict[str, List[str]]:
-    """Name -> options of the trials of a bit width."""
-    return TRIALS if bits == 4 else LADDER
+class Family(NamedTuple):
+    """The trials of a bit width: options by name, on top of a config and of what they have in common."""
+
+    config: str
+    common: List[str]
+    trials: Dict[str, List[str]]
+    prefix: str = ""  # of the records' names
+
+
+def family(bits: int) -> Family:
+    """At 4 bits from full precision and the paper's config; below, down the ladder with the preset."""
+    if bits == 4:
+        return Family(CONFIG, COMMON, TRIALS)
+    return Family(LADDER_CONFIG.format(bits=bits), LADDER_COMMON, LADDER, f"w{bits}_")
 
 
 def run(name: str, bits: int, iterations: int, weights: str, train_folder: str, output: Path, results: Path,
@@ -94,16 +105,14 @@ def run(name: str, bits: int, iterations: int, weights: str, train_folder: str, 
         start: ``rectifiers.safetensors`` to begin with, below 4 bits.
     """
     from ppsr2q.workflow.training import train
-    ladder = bits < 4
-    stem = f"{name.replace(' ', '_').replace(',', '')}_{iterations}"
-    file = results / (f"w{bits}_{stem}.json" if ladder else f"{stem}.json")
-    own = trials_of(bits)[name]
-    options = [*(LADDER_COMMON if ladder else COMMON), f"train.iterations={iterations}",
-               f"train.validate_every={iterations}", *own]
-    config = load_config(LADDER_CONFIG.format(bits=bits) if ladder else CONFIG, [
+    kind = family(bits)
+    file = results / f"{kind.prefix}{name.replace(' ', '_').replace(',', '')}_{iterations}.json"
+    own = kind.trials[name]
+    options = [*kind.common, f"train.iterations={iterations}", f"train.validate_every={iterations}", *own]
+    config = load_config(kind.config, [
         *options, f"model.weights={weights}", f"data.train={train_folder}", f"output_dir={output / file.stem}",
-        *([f"train.start_from={start}"] if ladder else [])])
-    origin = {"bits": bits, "start": tensors_sha256(load_artifact(start).tensors)} if ladder else {}
+        *([f"train.start_from={start}"] if start else [])])
+    origin = {"bits": bits, "start": tensors_sha256(load_artifact(start).tensors)} if start else {}
     mark = fingerprint_of(options=options, weights=runs.weights_hash(config), **origin)
     known = read_records(results).get(file.stem)
     if known and known["fingerprint"] == mark:
@@ -150,7 +159,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("output/recipe_trials"), help="default: %(default)s")
     parser.add_argument("--results", type=Path, default=RESULTS, help="of records (default: %(default)s)")
     arguments = parser.parse_args()
-    known = trials_of(arguments.bits)
+    known = family(arguments.bits).trials
     names = arguments.trials.split(";") if arguments.trials else list(known)
     odd = [name for name in names if name not in known]
     if odd:
