@@ -75,6 +75,7 @@ LADDER: Dict[str, List[str]] = {
     "fitted search, gradient clipped": ["calib.dobi_mode=fit", "train.grad_clip=1.0"],
     "fitted search, shorter memory of Adam": ["calib.dobi_mode=fit", "train.betas=[0.9,0.99]"],
     "fitted search, features x0.25": ["calib.dobi_mode=fit", "loss.feature_weight=0.005"],
+    "fitted search, all rates x3": ["calib.dobi_mode=fit", *_RATES_X3],
     "fitted search without tails": _WITHOUT_TAILS,
     "fitted search without tails, features x5": [*_WITHOUT_TAILS, "loss.feature_weight=0.1"],
     "fitted search without tails, all rates x3": [*_WITHOUT_TAILS, *_RATES_X3],
