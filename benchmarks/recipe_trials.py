@@ -36,6 +36,9 @@ _ALL = [*_RELATIVE, "train.finetune=all"]
 _ALL_X4 = [*_ALL, "train.lr_latent=8e-4", "train.lr_float=4e-4"]
 _LESS_FEATURES = [*_ALL_X4, "loss.feature_weight=0.1"]
 _TEACHERS_NORM = ["loss.feature_norm=teacher", "loss.feature_weight=0.02"]
+#: the preset's, three times
+_RATES_X3 = ["train.lr_bounds=3e-3", "train.lr_rectifier=6e-3", "train.lr_gate=3e-3", "train.lr_latent=2.4e-3",
+             "train.lr_float=1.2e-3"]
 TRIALS: Dict[str, List[str]] = {
     "paper": ["train.warmup=0"],
     "relative": _RELATIVE,
@@ -54,6 +57,8 @@ TRIALS: Dict[str, List[str]] = {
         *_LESS_FEATURES, "loss.truth_weight=0.5", "train.final_share=1", "train.final_lr_patch=32", "train.final_batch=4"],
     "all x4, no features": [*_ALL_X4, "loss.feature_weight=0"],
     "all x4, teacher's norm x0.004": [*_ALL_X4, *_TEACHERS_NORM],
+    "all x4, teacher's norm x0.004, fitted search": [*_ALL_X4, *_TEACHERS_NORM, "calib.dobi_mode=fit"],
+    "all x12, teacher's norm x0.004, fitted search": [*_ALL, *_TEACHERS_NORM, "calib.dobi_mode=fit", *_RATES_X3],
     "all x4, features x0.1, equalized, closed form": [*_ALL_X4, "loss.feature_weight=0.5", "quant.equalize=true",
                                                       "rectifier.start=closed_form"],
     "all x4, equalized": [*_ALL_X4, "quant.equalize=true"],
@@ -64,8 +69,6 @@ TRIALS: Dict[str, List[str]] = {
 }
 
 _WITHOUT_TAILS = ["calib.dobi_mode=fit", "calib.outliers=0.1"]
-_RATES_X3 = ["train.lr_bounds=3e-3", "train.lr_rectifier=6e-3", "train.lr_gate=3e-3", "train.lr_latent=2.4e-3",
-             "train.lr_float=1.2e-3"]
 #: at 2 and 1 bits
 LADDER: Dict[str, List[str]] = {
     "2DQuant's search": ["calib.dobi_mode=code"],
