@@ -29,14 +29,16 @@ CONFIG = "configs/mambairv2_light_x2_w4a4.yml"
 LADDER_CONFIG = "configs/mambairv2_light_x2_w{bits}a{bits}_best.yml"
 COMMON = ["calib.images=8", "calib.lr_patch=32", "train.batch=4", "train.lr_patch=32", "train.validation_crops=24",
           "train.save_every=20", "train.warmup=10"]
-LADDER_COMMON = [*COMMON, "train.final_share=0", "loss.truth_weight=0"]
+#: as the preset was when the trials began, whatever it has become by them
+LADDER_COMMON = [*COMMON, "train.final_share=0", "loss.truth_weight=0", "calib.outliers=0", "train.lr_bounds=1e-3",
+                 "train.lr_rectifier=2e-3", "train.lr_gate=1e-3", "train.lr_latent=8e-4", "train.lr_float=4e-4"]
 _RELATIVE = ["quant.parametrization=relative", "train.lr_bounds=1e-3", "train.lr_rectifier=2e-3"]
 _LATENT = [*_RELATIVE, "train.finetune=latent"]
 _ALL = [*_RELATIVE, "train.finetune=all"]
 _ALL_X4 = [*_ALL, "train.lr_latent=8e-4", "train.lr_float=4e-4"]
 _LESS_FEATURES = [*_ALL_X4, "loss.feature_weight=0.1"]
 _TEACHERS_NORM = ["loss.feature_norm=teacher", "loss.feature_weight=0.02"]
-#: the preset's, three times
+#: those of LADDER_COMMON, three times
 _RATES_X3 = ["train.lr_bounds=3e-3", "train.lr_rectifier=6e-3", "train.lr_gate=3e-3", "train.lr_latent=2.4e-3",
              "train.lr_float=1.2e-3"]
 TRIALS: Dict[str, List[str]] = {
@@ -75,12 +77,8 @@ LADDER: Dict[str, List[str]] = {
     "fitted search": ["calib.dobi_mode=fit"],
     "fitted search, progressive": ["calib.dobi_mode=fit", "calib.progressive=true"],
     "fitted search, bounds x3": ["calib.dobi_mode=fit", "train.lr_bounds=3e-3"],
-    "fitted search, gradient clipped": ["calib.dobi_mode=fit", "train.grad_clip=1.0"],
-    "fitted search, shorter memory of Adam": ["calib.dobi_mode=fit", "train.betas=[0.9,0.99]"],
-    "fitted search, features x0.25": ["calib.dobi_mode=fit", "loss.feature_weight=0.005"],
     "fitted search, all rates x3": ["calib.dobi_mode=fit", *_RATES_X3],
     "fitted search without tails": _WITHOUT_TAILS,
-    "fitted search without tails, features x5": [*_WITHOUT_TAILS, "loss.feature_weight=0.1"],
     "fitted search without tails, all rates x3": [*_WITHOUT_TAILS, *_RATES_X3],
 }
 
