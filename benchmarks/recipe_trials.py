@@ -185,4 +185,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, "Run the same command again to go on")

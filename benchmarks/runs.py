@@ -9,7 +9,6 @@ from typing import Any, List, Optional, Sequence
 
 from ppsr2q.core.config import Config
 from ppsr2q.core.errors import Interrupted, UserError
-from ppsr2q.core.files import make_writable
 
 #: scale -> SHA-256 over the tensors of the official checkpoint (:func:`weights_hash`)
 OFFICIAL_WEIGHTS = {2: "180f79dba0f8993a4e2479e31601947f16043e70ffb804a45595889cf42b7e36",
@@ -32,21 +31,10 @@ def expect_sets(data: Path, sets: Sequence[str], scale: int) -> None:
         TestSet(data, name, scale)
 
 
-def expect_record(path: Path) -> None:
-    """Find out before anything is measured whether ``--json`` can be written; an earlier report stays until then.
-
-    Raises:
-        UserError: another suffix than ``.json``, or a folder that cannot be written to.
-    """
-    if path.suffix != ".json":
-        raise UserError(f"--json {path}: expected a name that ends in .json")
-    make_writable(path.parent)
-
-
 def stop_after(minutes: Optional[float]) -> None:
     """Ask the process to stop after a time: the trainer finishes its iteration and saves."""
     def stop(*_: Any) -> None:
-        raise Interrupted("stopped; run the same command again to go on")
+        raise Interrupted("stopped")
     signal.signal(signal.SIGTERM, stop)
     if minutes is not None:
         timer = threading.Timer(60 * minutes, os.kill, (os.getpid(), signal.SIGTERM))

@@ -6,10 +6,11 @@ import time
 from pathlib import Path
 from typing import Any, Callable, Dict, Sequence
 
-from benchmarks import runs, speed_report
+from benchmarks import speed_report
 from benchmarks.speed_report import Record
 from ppsr2q.core.environment import usable_processors
 from ppsr2q.core.errors import UserError
+from ppsr2q.core.files import expect_report
 from ppsr2q.evaluation.records import write_record
 
 
@@ -38,7 +39,7 @@ def check(arguments: argparse.Namespace) -> None:
     """
     if arguments.threads < 1:
         raise UserError(f"--threads {arguments.threads}: expected at least 1")
-    runs.expect_record(arguments.json)
+    expect_report(arguments.json)
 
 
 def measure(arguments: argparse.Namespace, run: Callable[[], Dict[str, Any]], what: str, script: str,

@@ -248,4 +248,4 @@ def _command(arguments: argparse.Namespace, bits: int) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, "Run the same command again to go on")

@@ -291,4 +291,4 @@ def _weights_hash(weights: Optional[str]) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, "Run the same command again to go on")

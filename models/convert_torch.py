@@ -41,7 +41,11 @@ def main(arguments=None) -> int:
             loaded = torch.load(source, map_location="cpu", weights_only=True)
         except Exception as error:
             raise UserError(f"{source}: torch cannot read it ({error})") from None
-        state = {key: value.numpy() for key, value in loaded.get("params", loaded).items()}
+        if isinstance(loaded, dict):  # BasicSR keeps the averaged weights beside or instead of the last ones
+            loaded = loaded.get("params", loaded.get("params_ema", loaded))
+        if not isinstance(loaded, dict) or not all(torch.is_tensor(value) for value in loaded.values()):
+            raise UserError(f"{source}: not a checkpoint, expected tensors by name, alone or under 'params' or 'params_ema'")
+        state = {key: value.numpy() for key, value in loaded.items()}
         from ppsr2q.models import MambaIRv2Light
         from ppsr2q.models.checkpoint import load_state, save_weights
         scale = {12: 2, 48: 4}.get(len(state.get("upsample.0.bias", ())))

@@ -20,14 +20,14 @@ def main() -> None:
     parser.add_argument("--stage", choices=("bicubic", "fp", "searched", "bounds", "rgt", "osrc", "fused"),
                         help="with -c: which state to measure (default: fused, or fp with quant.bits: null)")
     parser.add_argument("--sets", metavar="A,B", help="test sets (default: data.sets of the config)")
-    parser.add_argument("--json", metavar="FILE", help="also write the results, image by image")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results, image by image")
     arguments = parser.parse_args()
     config = cli.configure(arguments, needs_paddle=arguments.engine == "paddle")
-    from ppsr2q.core.files import make_writable, write_text
+    from ppsr2q.core.files import expect_report, write_text
     from ppsr2q.evaluation.evaluator import format_results
     from ppsr2q.workflow.evaluating import described, load_upscaler, measure
     if arguments.json:
-        make_writable(Path(arguments.json).parent)
+        expect_report(arguments.json)
     upscale, scale = load_upscaler(config, arguments.config, arguments.model, arguments.stage, arguments.engine,
                                     arguments.threads)
     sets = arguments.sets.split(",") if arguments.sets else config.data.sets

@@ -14,9 +14,9 @@ def main() -> None:
     parser = cli.make_parser(__doc__, needs_config=False)
     parser.add_argument("--model", metavar="FILE", help="a fused or packed model; without it -c names the run whose model is taken")
     cli.add_engine(parser)
-    parser.add_argument("--tile", type=int, metavar="N",
-                        help="side of a tile in low-resolution pixels, 0: whole images (default: eval.tile)")
-    parser.add_argument("--overlap", type=int, metavar="N", help="pixels that tiles share (default: eval.overlap)")
+    parser.add_argument("--tile", type=int, default=0, metavar="N",
+                        help="side of a tile in low-resolution pixels, 0: whole images (default: %(default)s)")
+    parser.add_argument("--overlap", type=int, default=16, metavar="N", help="pixels that tiles share (default: %(default)s)")
     parser.add_argument("input", type=Path, help="image file, folder of images, or video")
     parser.add_argument("output", type=Path, help="folder for the results, same file names (of a video: .mp4)")
     arguments = parser.parse_args()
@@ -25,9 +25,7 @@ def main() -> None:
     from ppsr2q.workflow.predicting import predict
     upscale, scale = load_upscaler(config, arguments.config, arguments.model, None, arguments.engine,
                                     arguments.threads)
-    tile = config.eval.tile if arguments.tile is None else arguments.tile
-    overlap = config.eval.overlap if arguments.overlap is None else arguments.overlap
-    written = predict(upscale, scale, arguments.input, arguments.output, tile, overlap)
+    written = predict(upscale, scale, arguments.input, arguments.output, arguments.tile, arguments.overlap)
     print(f"{len(written)} file(s) written to {arguments.output}")
 
 

@@ -152,10 +152,8 @@ class PretrainConfig(LoopConfig):
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    mode: str = option("whole", "whole images, or tiles as MambaIR's official tester cuts them",
+    mode: str = option("whole", "test sets as whole images, or as tiles as MambaIR's official tester cuts them",
                        choices=("whole", "official_tiles"))
-    tile: int = option(0, "side of predict's tiles in low-resolution pixels; 0: whole image", low=0)
-    overlap: int = option(16, "pixels by which predict's tiles overlap", low=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,11 +184,6 @@ def load_config(path: Optional[Union[str, Path]] = None, overrides: Sequence[str
     for text in overrides:
         tree = _merge(tree, _read_override(text))
     return build(_map_paths(tree, os.path.expanduser), Config)
-
-
-def config_from_dict(tree: Mapping[str, Any], source: str) -> Config:
-    """The inverse of :func:`config_to_dict`; ``source`` (a file name) is named in errors."""
-    return build(check(tree, Config, source), Config)
 
 
 def config_to_dict(config: Config) -> Dict[str, Any]:

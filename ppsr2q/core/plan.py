@@ -60,7 +60,8 @@ class QuantizerOptions:
 
     Attributes:
         zero_point: ``float``: a is free (the paper); ``integer``: a = -z s with a whole 0 <= z <= 2^n - 1, straight
-            through the rounding, so that 0 is a level and foreign engines compute it exactly.
+            through the rounding, so that 0 is a level (to the last bit of a float32), as engines with integer zero points
+            need it.
         parametrization: ``absolute``: (a, b) are trained (the paper); ``relative``: (a, b) / R0 are, R0 the width of
             the first bounds, so that one learning rate means the same for every tensor.
     """

@@ -132,4 +132,4 @@ def _check_identity(path: Path, stored: Mapping[str, Any], current: Mapping[str,
         if before.get(key) != now.get(key) and not any(fnmatch.fnmatchcase(key, free) for free in all_free):
             name = re.sub(r"^run\.(config\.)?", "", key)
             raise UserError(f"{path}: checkpoint of another run: {name} was {before.get(key)!r}, "
-                            f"now it is {now.get(key)!r}; restore it, or start over without --resume")
+                            f"now it is {now.get(key)!r}; restore it, or remove this file to start over")

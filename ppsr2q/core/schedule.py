@@ -1,7 +1,6 @@
 """Learning-rate factors: pure functions of the iteration (0-based), multiplied with each group's rate."""
 from __future__ import annotations
 
-import bisect
 import math
 from typing import Sequence
 
@@ -23,5 +22,5 @@ def cosine(iteration: int, iterations: int, warmup: int = 0, min_ratio: float = 
 
 
 def multistep(iteration: int, milestones: Sequence[int], gamma: float, warmup: int = 0) -> float:
-    """Linear warm-up, then gamma to the number of milestones (ascending) that ``iteration`` has reached."""
-    return warmup_factor(iteration, warmup) * gamma ** bisect.bisect_right(milestones, iteration)
+    """Linear warm-up, then gamma to the number of milestones that ``iteration`` has reached."""
+    return warmup_factor(iteration, warmup) * gamma ** sum(milestone <= iteration for milestone in milestones)

@@ -173,8 +173,7 @@ class Trainer:
                     self._save(state)
                 if stop:
                     raise Interrupted(f"stopped after iteration {state.iteration} of "
-                                      f"{self._settings.iterations}; saved {self._path}. "
-                                      "Run the same command with --resume to go on")
+                                      f"{self._settings.iterations}; saved {self._path}")
         self._average.apply()
         last = next(entry for entry in reversed(state.history) if "loss" in entry)
         last = {key: value for key, value in last.items() if key != "iteration"}
@@ -187,8 +186,7 @@ class Trainer:
         if resume and distributed.is_main():
             print(f"[{self._stage.name}] nothing to resume at {self._path}: starting at the beginning")
         if not resume and self._path.exists() and distributed.is_main():
-            print(f"[{self._stage.name}] starting over: {self._path} of an earlier run will be replaced (--resume goes on "
-                  "with it)")
+            print(f"[{self._stage.name}] starting over: {self._path} of an earlier run will be replaced")
         for parameter in self._parameters:  # ranks may have drawn different starts
             distributed.broadcast_(parameter)
         return RunState()

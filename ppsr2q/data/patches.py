@@ -9,8 +9,7 @@ import numpy as np
 
 from ppsr2q.core.errors import UserError
 from ppsr2q.data.bicubic import crop_to_multiple, downsample
-from ppsr2q.data.datasets import shortened
-from ppsr2q.data.image_io import image_size, read_rgb8
+from ppsr2q.data.image_io import read_rgb8
 
 
 class PatchSampler:
@@ -31,7 +30,7 @@ class PatchSampler:
         cache_bytes: limit of the decoded images kept in memory; the least recently used go first.
 
     Raises:
-        UserError: no images, or images that are too small (named) or unreadable.
+        UserError: no images; when it is drawn, an image that is too small or unreadable.
     """
 
     def __init__(
@@ -44,7 +43,8 @@ class PatchSampler:
         with_hr: bool = False,
         cache_bytes: int = 1 << 30,
     ):
-        check_sizes(paths, scale * lr_patch)
+        if not paths:
+            raise UserError("no training images given, expected at least one")
         self.paths = list(paths)
         self.scale = scale
         self.lr_patch = lr_patch
@@ -83,7 +83,7 @@ class PatchSampler:
         if index in self._cache:
             self._cache.move_to_end(index)
             return self._cache[index]
-        hr, lr = _read_whole(self.paths[index], self.scale)
+        hr, lr = _read_whole(self.paths[index], self.scale, self.lr_patch)
         entry = (lr, hr if self.with_hr else None)
         self._cache[index] = entry
         self._cached_bytes += _entry_bytes(entry)
@@ -104,30 +104,18 @@ def validation_crops(
     Raises:
         UserError: no images, or images that are too small (named) or unreadable.
     """
+    if not paths:
+        raise UserError("no validation images given, expected at least one")
     number = min(count, len(paths))
     chosen = [paths[index * len(paths) // number] for index in range(number)]
-    check_sizes(chosen, scale * lr_patch)
     low: List[np.ndarray] = []
     high: List[np.ndarray] = []
     for path in chosen:
-        hr, lr = _read_whole(path, scale)
+        hr, lr = _read_whole(path, scale, lr_patch)
         top, left = (lr.shape[0] - lr_patch) // 2, (lr.shape[1] - lr_patch) // 2
         low.append(_cut(lr, top, left, lr_patch, 1))
         high.append(_cut(hr, top, left, lr_patch, scale))
     return to_batch(low), to_batch(high)
-
-
-def check_sizes(paths: Sequence[Path], side: int) -> None:
-    """Raise a UserError when there is no image, or naming the images with a side below ``side`` pixels."""
-    if not paths:
-        raise UserError("no training or validation images given, expected at least one")
-    sizes = [(path, image_size(path)) for path in paths]
-    small = [f"{path} ({width}x{height})" for path, (height, width) in sizes if min(height, width) < side]
-    if small:
-        raise UserError(
-            f"images smaller than one {side}x{side} patch: {shortened(small)}. "
-            "Take them out of the folder or choose a smaller train.lr_patch"
-        )
 
 
 def dihedral(image: np.ndarray, symmetry: int) -> np.ndarray:
@@ -145,8 +133,12 @@ def to_batch(images: Sequence[np.ndarray]) -> np.ndarray:
     return np.ascontiguousarray(stacked, np.float32) / np.float32(255.0)
 
 
-def _read_whole(path: Path, scale: int) -> Tuple[np.ndarray, np.ndarray]:
+def _read_whole(path: Path, scale: int, lr_patch: int) -> Tuple[np.ndarray, np.ndarray]:
     hr = np.ascontiguousarray(crop_to_multiple(read_rgb8(path), scale))
+    height, width, side = *hr.shape[:2], scale * lr_patch
+    if min(height, width) < side:
+        raise UserError(f"{path}: {width} x {height} pixels, smaller than a patch of {side} x {side}; take it out of the "
+                        "folder or choose a smaller lr_patch")
     return hr, downsample(hr, scale)
 
 

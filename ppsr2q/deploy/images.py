@@ -37,5 +37,5 @@ def upscale_planar(run: Callable[[np.ndarray], np.ndarray], image: np.ndarray, e
     except Exception as error:  # engines have exceptions of their own, of no common type
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{engine} failed on an image of {image.shape[1]} x {image.shape[0]} pixels ({reason[:200]}); "
-                        "tiles (--tile) need less memory") from error
+                        "tiles (predict --tile) need less memory") from error
     return result[0].transpose(1, 2, 0)

@@ -3,12 +3,13 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import Callable, Dict, Mapping, Optional
+from typing import Callable, Dict, Mapping, Optional, Tuple
 
 import numpy as np
 import paddle
 from paddle import nn
 
+from ppsr2q.core.errors import UserError
 from ppsr2q.quant.bounds import search_bounds, subsample
 from ppsr2q.quant.convert import named_quantizers
 from ppsr2q.quant.fake_quantizer import FakeQuantizer
@@ -39,6 +40,11 @@ class CalibrationSettings:
     max_samples: int = 2**16
     seed: int = 0
 
+    def search(self, values: np.ndarray, bits: int, one_sided: bool = False) -> Tuple[float, float]:
+        """Bounds of one tensor (``bounds.search_bounds``); ``one_sided`` as the plan says."""
+        return search_bounds(values, bits, one_sided and self.dobi_mode == "paper", self.candidates,
+                             self.dobi_mode == "fit", self.outliers)
+
 
 def calibrate(model: nn.Layer, batch: paddle.Tensor, settings: CalibrationSettings = CalibrationSettings(),
               on_quantizer: Optional[Callable[[str], None]] = None) -> Dict[str, tuple]:
@@ -53,7 +59,8 @@ def calibrate(model: nn.Layer, batch: paddle.Tensor, settings: CalibrationSettin
         Plan name -> (a, b).
 
     Raises:
-        ValueError: a quantizer saw a value that is not finite, or was not reached by the forward pass.
+        UserError: a quantizer saw a value that is not finite: the weights, or the images, are broken.
+        ValueError: a quantizer was not reached by the forward pass.
     """
     quantizers = named_quantizers(model)
     found: Dict[str, tuple] = {name: q.fixed for name, q in quantizers.items() if q.fixed is not None}
@@ -63,10 +70,8 @@ def calibrate(model: nn.Layer, batch: paddle.Tensor, settings: CalibrationSettin
             limit = max(x.size, 2) if name.endswith(".weight") else settings.max_samples
             values = subsample(x.numpy(), limit, settings.seed + zlib.crc32(name.encode()))
             if not np.isfinite(values).all():
-                raise ValueError(f"{name}: values to calibrate on are not finite")
-            one_sided = quantizer.one_sided and settings.dobi_mode == "paper"
-            found[name] = search_bounds(values, quantizer.bits, one_sided, settings.candidates,
-                                        settings.dobi_mode == "fit", settings.outliers)
+                raise UserError(f"{name}: holds NaN or infinite values; are these the right weights?")
+            found[name] = settings.search(values, quantizer.bits, quantizer.one_sided)
             quantizer.observer = None
             quantizer.set_bounds(*found[name])
             if not settings.progressive:

@@ -20,7 +20,8 @@ def get_sublayer(model: nn.Layer, name: str) -> nn.Layer:
     return model
 
 
-def _set_sublayer(model: nn.Layer, name: str, layer: nn.Layer) -> None:
+def set_sublayer(model: nn.Layer, name: str, layer: nn.Layer) -> None:
+    """Put a layer in the place of the sublayer with a dotted name."""
     parent, _, leaf = name.rpartition(".")
     owner = get_sublayer(model, parent) if parent else model
     owner._sub_layers[leaf] = layer  # the one place that also serves Sequential and LayerList
@@ -55,7 +56,7 @@ def quantize(model: nn.Layer, plan: Plan) -> nn.Layer:
         else:
             kind = QuantLinear if isinstance(layer, nn.Linear) else QuantConv2D
             replacement = kind(layer, _quantizer(roles["weight"], plan), _quantizer(roles["input"], plan))
-        _set_sublayer(student, name, replacement)
+        set_sublayer(student, name, replacement)
     student.eval()
     return student
 

@@ -67,11 +67,12 @@ def _family(name: str) -> str:
     return re.sub(r"(?<=layers\.)\d+", "*", name)
 
 
-def plan_table(sizes: Dict[str, int], operations: Iterable, tensors: Sequence[PlannedTensor]) -> str:
+def plan_table(sizes: Dict[str, int], operations: Iterable, tensors: Sequence[PlannedTensor],
+               rectifiers: bool = True) -> str:
     """The plan as text: one line for tensors that differ only in the number of their layer, then the totals.
 
     Parameters and bytes stand with the weight that they belong to, multiply-accumulates with the first factor of
-    the product.
+    the product. Without ``rectifiers`` no tensor gets the one that the plan has for it.
     """
     operations = list(operations)
     macs: Dict[str, int] = {}
@@ -80,7 +81,7 @@ def plan_table(sizes: Dict[str, int], operations: Iterable, tensors: Sequence[Pl
             macs[operation.operands[0]] = macs.get(operation.operands[0], 0) + operation.macs
     rows: Dict[tuple, List[int]] = {}
     for tensor in tensors:
-        key = (_family(tensor.name), tensor.bits, tensor.rectified)
+        key = (_family(tensor.name), tensor.bits, rectifiers and tensor.rectified)
         row = rows.setdefault(key, [0, 0, 0, 0])
         parameters = sizes.get(tensor.parameter, 0)
         for i, value in enumerate((1, parameters, macs.get(tensor.name, 0), parameters * (tensor.bits or 32) // 8)):

@@ -62,10 +62,11 @@ def _relative(found: np.ndarray, exact: np.ndarray) -> float:
 
 def _linear_error(inputs: np.ndarray, matrix: np.ndarray, bits: Tuple[Optional[int], Optional[int]], scale: np.ndarray,
                   shift: float = 0.0) -> float:
-    """Relative squared error of (x - shift) W when both factors are folded and quantized."""
+    """Squared error of (x - shift) W when both factors are folded and quantized, relative to x W: the bias takes up what
+    the shift takes away, so the output is the same for all shifts."""
     weight_bits, input_bits = bits
     found = _quantized((inputs - shift) / scale, input_bits) @ _quantized(matrix * scale[:, None], weight_bits)
-    return _relative(found, (inputs - shift) @ matrix)
+    return float(((found - (inputs - shift) @ matrix)**2).mean() / ((inputs @ matrix)**2).mean())
 
 
 class _Seen:

@@ -16,8 +16,8 @@ import paddle
 from paddle import nn
 
 from ppsr2q import ops
-from ppsr2q.quant.bounds import round_to_levels, search_bounds
-from ppsr2q.quant.calibrate import observe, pass_through
+from ppsr2q.quant.bounds import round_to_levels
+from ppsr2q.quant.calibrate import CalibrationSettings, observe, pass_through
 from ppsr2q.quant.convert import get_sublayer, named_quantizers
 from ppsr2q.quant.fake_quantizer import FakeQuantizer
 from ppsr2q.quant.layers import QuantLinear
@@ -53,7 +53,7 @@ class _Candidate(NamedTuple):
     bias: np.ndarray
 
 
-def _correct(layer: QuantLinear, inputs: np.ndarray, outputs: np.ndarray) -> None:
+def _correct(layer: QuantLinear, inputs: np.ndarray, outputs: np.ndarray, settings: CalibrationSettings) -> None:
     """Set the increment, the bias and the weight's bounds of one layer; nothing where no correction helps."""
     weight, quantizer = layer.weight.numpy().astype(np.float64), layer.weight_quantizer
     held = np.arange(len(inputs)) % _HELD_OUT == _HELD_OUT - 1
@@ -69,7 +69,7 @@ def _correct(layer: QuantLinear, inputs: np.ndarray, outputs: np.ndarray) -> Non
     candidates = [candidate(zero, bounds, layer.bias.numpy().astype(np.float64)), candidate(zero, bounds)]
     for strength in RIDGES:
         increment = layer.weight_delta.nearest(ridge(inputs[~held], outputs[~held], weight, strength))
-        found = search_bounds(weight + increment, quantizer.bits) if quantized else None
+        found = settings.search(weight + increment, quantizer.bits) if quantized else None
         candidates.append(candidate(increment, found))
     best = min(candidates, key=lambda c: c.error)
     if best.increment.any():
@@ -91,7 +91,7 @@ class _SameRouting:
         return self._first
 
 
-def closed_form_start(student: nn.Layer, batch: paddle.Tensor, seed: int,
+def closed_form_start(student: nn.Layer, batch: paddle.Tensor, settings: CalibrationSettings = CalibrationSettings(),
                       on_layer: Callable[[], None] = lambda: None) -> None:
     """Give every rectified layer, in the order of the network, its increment, bias and bounds of the weight.
 
@@ -101,7 +101,7 @@ def closed_form_start(student: nn.Layer, batch: paddle.Tensor, seed: int,
     Args:
         student: with bounds, and rectifiers at zero whose gates are uniform.
         batch: the network's input, float32 (B, 3, h, w).
-        seed: of the tokens that are looked at.
+        settings: how bounds of corrected weights are searched; the seed is that of the tokens that are looked at.
         on_layer: called after each layer (progress).
     """
     layers: Dict[str, QuantLinear] = {name: get_sublayer(student, name) for name in rectifier_groups(student)}
@@ -110,7 +110,7 @@ def closed_form_start(student: nn.Layer, batch: paddle.Tensor, seed: int,
 
     def sample(x):
         x = x.reshape([-1, x.shape[-1]])
-        rows = np.random.default_rng(seed).integers(0, x.shape[0], min(_TOKENS, x.shape[0]))
+        rows = np.random.default_rng(settings.seed).permutation(x.shape[0])[:_TOKENS]  # no token twice, fitted and held out
         return paddle.index_select(x, paddle.to_tensor(rows)).numpy().astype(np.float64)
 
     def see(name):
@@ -123,7 +123,7 @@ def closed_form_start(student: nn.Layer, batch: paddle.Tensor, seed: int,
         def correct_layer(quantizer, x):
             quantizer.observer = None
             quantized = quantizer(x)
-            _correct(layers[name], sample(quantized), exact.pop(name))
+            _correct(layers[name], sample(quantized), exact.pop(name), settings)
             on_layer()
             return quantized
         return correct_layer

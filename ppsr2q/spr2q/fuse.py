@@ -8,7 +8,7 @@ import paddle
 from paddle import nn
 
 from ppsr2q import ops
-from ppsr2q.quant.convert import get_sublayer, parameters_without_bounds
+from ppsr2q.quant.convert import get_sublayer, parameters_without_bounds, set_sublayer
 from ppsr2q.quant.plan import PlannedTensor
 
 FUSED_KIND = "fused model"
@@ -24,8 +24,7 @@ def _without_quantizer(model: nn.Layer, tensor: PlannedTensor) -> None:
         layer = get_sublayer(model, tensor.layer)
         layer.weight_delta, layer.weight_quantizer = None, ops.QuantPoint()
     else:
-        owner, _, leaf = tensor.layer.rpartition(".")
-        get_sublayer(model, owner)._sub_layers[leaf] = ops.QuantPoint()
+        set_sublayer(model, tensor.layer, ops.QuantPoint())
 
 
 def strip_weight_quantizers(model: nn.Layer, tensors: Iterable[PlannedTensor]) -> None:

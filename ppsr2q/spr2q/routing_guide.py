@@ -16,23 +16,25 @@ from ppsr2q.core.errors import UserError
 
 
 class _Watch:
-    """A router that keeps what it has seen; ``follow`` makes it answer with another watch's routing."""
+    """A router that keeps its routing, and where asked the logits; ``follow`` makes it answer with another watch's
+    routing."""
 
-    def __init__(self) -> None:
+    def __init__(self, keep_logits: bool) -> None:
+        self._keep_logits = keep_logits
         self.logits = None
         self.routing = None
         self.follow = None
 
     def __call__(self, logits: paddle.Tensor) -> "ops.Routing":
-        self.logits = logits
+        self.logits = logits if self._keep_logits else None
         self.routing = ops.route(logits) if self.follow is None else self.follow.routing
         return self.routing
 
 
-def _watch(network: nn.Layer) -> List[_Watch]:
+def _watch(network: nn.Layer, keep_logits: bool) -> List[_Watch]:
     layers = [layer for layer in network.sublayers() if hasattr(layer, "router")]
     for layer in layers:
-        layer.router = _Watch()
+        layer.router = _Watch(keep_logits)
     return [layer.router for layer in layers]
 
 
@@ -49,7 +51,7 @@ class RoutingGuide:
     """
 
     def __init__(self, student: nn.Layer, teacher: nn.Layer, needed: bool) -> None:
-        self._teacher, self._student = _watch(teacher), _watch(student)
+        self._teacher, self._student = _watch(teacher, False), _watch(student, needed)
         if needed and not self._student:
             raise UserError("loss.route_weight and train.teacher_routing need a network with token routing, this one "
                             "has none")

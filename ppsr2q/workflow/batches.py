@@ -75,7 +75,7 @@ def phased_batches(config: Config) -> Callable:
     of its own, and ground truth where the loss asks for it."""
     train = config.train
     start = final_start(config)
-    first = training_batches(config, train.batch, train.lr_patch, train.augment)
+    first = None if start == 0 else training_batches(config, train.batch, train.lr_patch, train.augment)
     if start == train.iterations:
         return first
     last = training_batches(config, train.final_batch, train.final_lr_patch, train.augment,

@@ -30,8 +30,12 @@ class _ListOptions(argparse.Action):
         parser.exit()
 
 
-def run(main: Callable[[], None]) -> None:
-    """Run a tool's main function; leave with 0, 2 (a user's mistake), 3 (parity) or 130 (interrupted and saved)."""
+def run(main: Callable[[], None], go_on: str = "") -> None:
+    """Run a tool's main function; leave with 0, 2 (a user's mistake), 3 (parity) or 130 (interrupted and saved).
+
+    Args:
+        go_on: what an interrupted user has to do to go on.
+    """
     try:
         main()
     except UserError as error:
@@ -39,7 +43,7 @@ def run(main: Callable[[], None]) -> None:
     except ParityError as error:
         _leave(f"parity check failed: {error}", 3)
     except Interrupted as error:
-        _leave(str(error), 130)
+        _leave(f"{error}. {go_on}".rstrip(), 130)
     except KeyboardInterrupt:
         _leave("interrupted", 130)
     except MemoryError as error:

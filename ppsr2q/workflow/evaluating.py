@@ -68,7 +68,7 @@ def described(config: Config, config_path: Optional[str], model: Optional[str], 
     if model is not None:
         network = {"model": Path(model).name, "sha256": hashlib.sha256(Path(model).read_bytes()).hexdigest()}
     else:
-        network = {"config": config_path, "stage": stage, "options": without_folders(config_to_dict(config))}
+        network = {"config": Path(config_path).name, "stage": stage, "options": without_folders(config_to_dict(config))}
     return {**network, "engine": engine, **circumstances()}
 
 

@@ -118,7 +118,7 @@ def export(config: Config, config_path: str, formats: Sequence[str], rest: str =
         on_written: called after each format, before the next one may fail.
 
     Raises:
-        UserError: unknown format or target, a missing package (before anything is written), or a stage that has not
+        UserError: unknown format or target, an option of a format that is not written, a missing package (before anything is written), or a stage that has not
             run.
         ParityError: a written form answers differently from the calibrated student.
     """
@@ -127,6 +127,10 @@ def export(config: Config, config_path: str, formats: Sequence[str], rest: str =
         raise UserError(f"--format {','.join(unknown)}: expected some of {', '.join(FORMATS)}, separated by commas")
     if target not in TARGETS:
         raise UserError(f"--target {target}: expected one of {', '.join(TARGETS)}")
+    for option, given, form in (("--rest float16", rest != "float32", "packed"),
+                                (f"--target {target}", target != "ort", "onnx"), ("--optimize", optimize, "openvino")):
+        if given and form not in formats:
+            raise UserError(f"{option} is of --format {form}, which is not among {','.join(formats)}")
     for package in sorted({package for name in formats for package in PACKAGES.get(name, ())}):
         import_package(package)
     quantized = load_calibrated(config, config_path)

@@ -138,8 +138,10 @@ def build_quantized(config: Config) -> Quantized:
     plan = build_plan(config)
     for parameter in teacher.parameters():
         parameter.stop_gradient = True
-    student = quantize(teacher, plan)
-    return Quantized(config.model.name, teacher, student, plan, plan.resolve(teacher), snapshot(student))
+    student, tensors = quantize(teacher, plan), plan.resolve(teacher)
+    if all(tensor.bits is None for tensor in tensors):
+        raise UserError("quant.overrides leave every tensor in floating point: there is nothing to quantize")
+    return Quantized(config.model.name, teacher, student, plan, tensors, snapshot(student))
 
 
 def provenance(config: Config, teacher: nn.Layer) -> Dict[str, Any]:

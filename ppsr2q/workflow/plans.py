@@ -16,4 +16,5 @@ def show_plan(config: Config, size: str) -> str:
         raise UserError(f"--plan-size {size}: expected HEIGHTxWIDTH in low-resolution pixels, as in 180x320")
     network = build_network(config, with_weights=False)
     height, width = int(numbers[1]), int(numbers[2])
-    return plan_table(parameter_sizes(network), network.operations(height, width), build_plan(config).resolve(network))
+    return plan_table(parameter_sizes(network), network.operations(height, width), build_plan(config).resolve(network),
+                      config.rectifier.enabled)

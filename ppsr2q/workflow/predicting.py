@@ -11,7 +11,7 @@ import numpy as np
 
 from ppsr2q.core.errors import UserError
 from ppsr2q.core.files import atomic_path, make_writable
-from ppsr2q.data.image_io import Picture, list_images, read_picture, write_picture
+from ppsr2q.data.image_io import EXTENSIONS, Picture, list_images, read_picture, write_picture
 from ppsr2q.evaluation.metrics import require_finite, to_uint8
 from ppsr2q.evaluation.tiling import check_tiling, run_tiled
 from ppsr2q.workflow.evaluating import Upscale
@@ -57,8 +57,10 @@ def predict(upscale: Upscale, scale: int, source: Path, target: Path, tile: int,
     files = list_images(source) if source.is_dir() else [source]  # of a folder, its images
     if not files:
         raise UserError(f"{source}: no images in this folder")
-    if target.exists() and not target.is_dir():
-        raise UserError(f"{target}: expected a folder to write to, this is a file")
+    if not source.exists():
+        raise UserError(f"{source}: no such file or folder")
+    if not target.is_dir() and (target.exists() or target.suffix.lower() in (*EXTENSIONS, *VIDEOS)):
+        raise UserError(f"{target}: expected a folder to write to, this is the name of a file")
     if target.resolve() == (source if source.is_dir() else source.parent).resolve():
         raise UserError(f"{target}: is where the input lies; its images would be overwritten")
     names: Dict[str, Path] = {}

@@ -29,9 +29,9 @@ def equalize(config: Config, quantized: Quantized) -> None:
     """Fold the student as ``quant.equalize`` asks for; all ranks take rank 0's choice."""
     if not config.quant.equalize:
         return
-    progress = Progress("equalizing", len(quantized.student.blocks()))
+    progress = Progress("equalizing", len(quantized.student.blocks()), distributed.is_main())
     folds = choose_folds(quantized.student, config.model.name, paddle.to_tensor(calibration_batch(config)),
-                         config.seed, progress.advance if distributed.is_main() else lambda: None)
+                         config.seed, progress.advance)
     progress.close()
     if not folds:
         raise UserError("quant.equalize: quant.overrides leave no edge to fold; set it to false")
@@ -41,19 +41,22 @@ def equalize(config: Config, quantized: Quantized) -> None:
     quantized.fold({name: part.reshape(folds[name].shape) for name, part in zip(names, parts)})
 
 
+def _calibration_settings(config: Config) -> CalibrationSettings:
+    calib = config.calib
+    return CalibrationSettings(calib.dobi_mode, calib.progressive, calib.outliers, calib.candidates, calib.max_samples,
+                               config.seed)
+
+
 def search_bounds(config: Config, quantized: Quantized) -> None:
     """Stage 0: bounds of all quantizers from one calibration batch.
 
     Every rank searches (dynamic gates of a run that starts from another one exchange token means); rank 0's are sent
     to all and written to ``searched_bounds.safetensors``.
     """
-    calib = config.calib
-    settings = CalibrationSettings(calib.dobi_mode, calib.progressive, calib.outliers, calib.candidates,
-                                   calib.max_samples, config.seed)
     progress = Progress("searching bounds", sum(t.bits is not None and t.entry.fixed is None
-                                                for t in quantized.tensors))
-    calibrate(quantized.student, paddle.to_tensor(calibration_batch(config)), settings,
-              (lambda name: progress.advance()) if distributed.is_main() else None)
+                                                for t in quantized.tensors), distributed.is_main())
+    calibrate(quantized.student, paddle.to_tensor(calibration_batch(config)), _calibration_settings(config),
+              lambda name: progress.advance())
     progress.close()
     _settle_bounds(config, quantized)
 
@@ -114,9 +117,9 @@ def _load_start(config: Config, quantized: Quantized) -> None:
 
 def _start_in_closed_form(config: Config, quantized: Quantized) -> None:
     """Rectifiers, biases and bounds of weights; rank 0's are written to ``start.safetensors`` and read by all."""
-    progress = Progress("starting rectifiers", len(rectifier_groups(quantized.student)))
-    closed_form_start(quantized.student, paddle.to_tensor(calibration_batch(config)), config.seed,
-                      progress.advance if distributed.is_main() else lambda: None)
+    progress = Progress("starting rectifiers", len(rectifier_groups(quantized.student)), distributed.is_main())
+    closed_form_start(quantized.student, paddle.to_tensor(calibration_batch(config)), _calibration_settings(config),
+                      progress.advance)
     progress.close()
     if distributed.is_main():
         save_rectifiers(quantized.student, paths(config)["start"], provenance(config, quantized.teacher),

@@ -6,7 +6,8 @@ import typing
 
 import pytest
 
-from ppsr2q.core.config import Config, config_from_dict, config_to_dict, describe_options, load_config
+from ppsr2q.core.config import Config, config_to_dict, describe_options, load_config
+from ppsr2q.core.typed import build, check
 from ppsr2q.core.errors import UserError
 from ppsr2q.core.typed import option, options
 
@@ -27,7 +28,7 @@ def test_defaults():
 
 
 def test_defaults_obey_their_own_limits():
-    assert config_from_dict(config_to_dict(Config()), "defaults") == Config()
+    assert build(check(config_to_dict(Config()), Config, "defaults"), Config) == Config()
 
 
 def test_every_option_has_help_and_a_line():

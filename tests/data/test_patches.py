@@ -76,8 +76,8 @@ def test_cache_is_bounded(paths):
 
 
 def test_small_images_are_named(paths):
-    with pytest.raises(UserError, match=r"0.png \(33x40\)"):
-        PatchSampler(paths, 2, 17, seed=0)
+    with pytest.raises(UserError, match=r"0.png: 32 x 40 pixels, smaller than a patch of 34 x 34"):
+        PatchSampler(paths[:1], 2, 17, seed=0).batch(0, 0, 1)
     with pytest.raises(UserError, match="at least one"):
         PatchSampler([], 2, 8, seed=0)
 

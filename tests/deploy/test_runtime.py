@@ -255,7 +255,7 @@ def test_what_it_would_not_quantize_is_refused(at_4_bits):
 def test_an_image_beyond_the_free_memory_is_refused_unless_as_large_a_one_went_before(at_4_bits, monkeypatch):
     runtime, image = Runtime(at_4_bits[1], 1), random_image(20, 24)
     monkeypatch.setattr("ppsr2q.deploy.runtime.engine.available_memory", lambda: 32 * 32 * 1700 - 1)
-    with pytest.raises(UserError, match=r"24 x 20 pixels needs about .* use tiles \(--tile\)"):
+    with pytest.raises(UserError, match=r"24 x 20 pixels needs about .* use tiles \(predict --tile\)"):
         runtime.upscale(image)
     monkeypatch.setattr("ppsr2q.deploy.runtime.engine.available_memory", lambda: 32 * 32 * 1700)
     runtime.upscale(image)

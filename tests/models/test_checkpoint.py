@@ -1,3 +1,6 @@
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -102,6 +105,18 @@ def test_weights_for_another_scale_say_so(model):
     x4 = MambaIRv2Light(4)
     with pytest.raises(UserError, match="weights for x2, the configured network is x4"):
         load_state(x4, official_state(model), "FILE")
+
+
+def test_what_is_no_torch_checkpoint_is_named(tmp_path, monkeypatch, capsys):
+    content = {"params_ema": {}}  # averaged weights alone: read, but not those of this network
+    torch = SimpleNamespace(load=lambda *_, **__: content, is_tensor=lambda value: False)
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    assert convert(["in.pth", str(tmp_path / "out.safetensors")]) == 2
+    assert "in.pth: not a MambaIRv2-light checkpoint for x2 or x4" in capsys.readouterr().err
+    for content in ([1, 2], {"epoch": 3}):
+        assert convert(["in.pth", str(tmp_path / "out.safetensors")]) == 2
+        assert "in.pth: not a checkpoint, expected tensors by name" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_other_files_are_refused(tmp_path):

@@ -2,6 +2,7 @@ import numpy as np
 import paddle
 import pytest
 
+from ppsr2q.core.errors import UserError
 from ppsr2q.quant import CalibrationSettings, Plan, PlanEntry, calibrate, get_bounds, named_quantizers, quantize, set_bounds
 from ppsr2q.quant.convert import get_sublayer
 from tests.quant.networks import Small
@@ -83,7 +84,7 @@ def test_an_overridden_tensor_stays_in_floating_point(model):
 
 def test_what_calibration_cannot_use_is_named(model):
     student = quantize(model, Plan(ENTRIES, 4))
-    with pytest.raises(ValueError, match="conv.input: values to calibrate on are not finite"):
+    with pytest.raises(UserError, match="conv.input: holds NaN or infinite values"):
         calibrate(student, images() * float("nan"))
     student.head.forward = lambda x: x
     with pytest.raises(ValueError, match="did not reach 4 quantizers, the first is head.0.input"):

@@ -4,7 +4,8 @@ import paddle
 import pytest
 
 from ppsr2q.quant import PLAN_ENTRIES, Plan, quantize
-from ppsr2q.quant.equalize import balancing_scales, choose_folds, head_matrices, matrix_power
+from ppsr2q.quant.bounds import round_to_levels, search_bounds, subsample
+from ppsr2q.quant.equalize import _linear_error, balancing_scales, choose_folds, head_matrices, matrix_power
 from ppsr2q.quant.folds import apply_folds, blocks_of
 from tests.quant.test_folds import NAME, network
 
@@ -20,6 +21,18 @@ def test_balancing_scales_by_hand():
     np.testing.assert_allclose(scales[4], [2, 0.5])  # full strength: 4 to 1
     # by the root mean square, (sqrt 10, 1) against (1, sqrt 8.125)
     np.testing.assert_allclose(scales[6][0] / scales[6][1], (10**0.5 * 8.125**0.5)**0.5)
+
+
+def test_the_error_of_a_shift_is_that_of_the_output():
+    # channels of different middles and little spread: moving all to 0 leaves two levels a hundred times closer
+    matrix = RNG.normal(size=(16, 8))
+    inputs = RNG.choice([-5.0, 5.0], 16) + 0.1 * RNG.normal(size=(500, 16))
+    middle = (inputs.max(axis=0) + inputs.min(axis=0)) / 2
+    errors = [_linear_error(inputs, matrix, (None, 4), np.ones(16), part * middle) for part in (0, 0.5, 1)]
+    assert errors[2] < errors[0] / 10 and errors[2] < errors[1] / 10
+    quantized = round_to_levels(inputs - middle, search_bounds(subsample(inputs - middle, 2**12, 0), 4), 4)
+    output, exact = quantized @ matrix + middle @ matrix, inputs @ matrix  # the bias takes up the shift
+    assert errors[2] == pytest.approx(((output - exact)**2).mean() / (exact**2).mean())
 
 
 def test_matrix_power():

@@ -3,13 +3,13 @@ import numpy as np
 import paddle
 import pytest
 
-from ppsr2q.core.config import LossConfig
+from ppsr2q.core.config import LossConfig, RectifierConfig
 from ppsr2q.core.errors import UserError
 from ppsr2q.core.files import load_artifact
 from ppsr2q.quant import PLAN_ENTRIES, Plan, quantize
 from ppsr2q.spr2q.finetune import changed_parameters, finetuned_parameters, network_parameters, snapshot
 from ppsr2q.spr2q.group_training import GroupTraining
-from ppsr2q.spr2q.rectifier import freeze_gates
+from ppsr2q.spr2q.rectifier import attach_rectifiers, freeze_gates
 from ppsr2q.spr2q.routing_table import load_rectifiers, load_table, save_rectifiers, save_table
 from tests.spr2q.networks import ENTRIES, make
 from tests.spr2q.test_stages import RATES, images, run
@@ -32,7 +32,9 @@ def test_what_an_override_leaves_in_floating_point_learns_as_such():
     from tests.spr2q.networks import Tiny
     plan = Plan(ENTRIES, 2, {"blocks.0.fc.weight": None, "blocks.1.points.table": None})
     teacher = Tiny()
-    found = finetuned_parameters(quantize(teacher, plan), plan.resolve(teacher), "all")
+    student, tensors = quantize(teacher, plan), plan.resolve(teacher)
+    attach_rectifiers(student, tensors, RectifierConfig(), 0)
+    found = finetuned_parameters(student, tensors, "all")
     assert set(found["latent"]) == {"blocks.0.table"}
     assert {"blocks.0.fc.weight", "blocks.1.table"} <= set(found["float"]) and "blocks.1.fc.weight" not in found["float"]
 
@@ -41,7 +43,10 @@ def test_of_mambairv2_everything_quantized_without_a_rectifier_is_latent():
     from ppsr2q.models import MambaIRv2Light
     teacher = MambaIRv2Light(2)
     plan = Plan(PLAN_ENTRIES["mambairv2_light"], 4)
-    found = finetuned_parameters(quantize(teacher, plan), plan.resolve(teacher), "all")
+    student, tensors = quantize(teacher, plan), plan.resolve(teacher)
+    assert sum(p.size for group in finetuned_parameters(student, tensors, "all").values() for p in group.values()) == 774_092
+    attach_rectifiers(student, tensors, RectifierConfig(), 0)
+    found = finetuned_parameters(student, tensors, "all")
     layer = "layers.1.residual_group.layers.2"
     assert {name for name in found["latent"] if name.startswith(layer)} == {f"{layer}.{name}" for name in (
         "convffn1.sg.conv.weight", "convffn2.sg.conv.weight", "assm.in_proj.0.weight", "assm.CPE.0.weight",

@@ -59,6 +59,15 @@ def test_a_video_that_ends_early_says_so(video, tmp_path, capsys, monkeypatch):
     assert f"{video}: only 3 of the 5 frames that it announces could be decoded" in capsys.readouterr().err
 
 
+def test_wrong_names_leave_nothing_behind(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((4, 4, 3), np.uint8))
+    with pytest.raises(UserError, match="b.png: expected a folder to write to, this is the name of a file"):
+        predict(doubled, 2, tmp_path / "a.png", tmp_path / "b.png", 0, 4)
+    with pytest.raises(UserError, match="c.png: no such file or folder"):
+        predict(doubled, 2, tmp_path / "c.png", tmp_path / "out", 0, 4)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
 def test_outputs_that_are_no_numbers_are_not_written(tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((4, 4, 3), np.uint8))
     with pytest.raises(UserError, match="a.png: the output holds NaN or infinite values"):

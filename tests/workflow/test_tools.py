@@ -116,6 +116,11 @@ def test_half_precision_answers_nearly_alike(exported, options, out, data, tmp_p
 
 def test_unknown_formats_and_stray_options_are_named(exported, options, out, tmp_path):
     assert "expected some of fused, packed, onnx, openvino, torch, paddle" in tool("export", *options, "--format", "fused,jpeg", expect=2)
+    for stray, form in ((["--rest", "float16"], "packed"), (["--target", "float"], "onnx"), (["--optimize"], "openvino")):
+        said = tool("export", *options, "--format", "fused", *stray, expect=2)
+        assert f"{' '.join(stray)} is of --format {form}, which is not among fused" in said
+    assert "expected the name of a file that ends in .json" in tool(
+        "evaluate", "--model", out / "fused.safetensors", "--json", out, expect=2)
     packed = ["--model", out / "model.safetensors"]
     said = tool("predict", *packed, "--threads", "2", tmp_path, tmp_path / "o", expect=2)
     assert "--engine runtime or onnxruntime" in said
@@ -272,7 +277,8 @@ def test_where_nothing_can_be_written_is_said_at_once(exported, options, out, tm
 
 @pytest.mark.parametrize("option, culprit", [
     ("quant.bitz=4", "quant.bitz"), ("quant.bits=9", "quant.bits"), ("train.batch=many", "train.batch"),
-    ("quant.overrides={nowhere: 8}", "nowhere"), ("model.weights=nowhere.pdparams", "nowhere.pdparams"),
+    ("quant.overrides={nowhere: 8}", "nowhere"), ("quant.overrides={\"**\": null}", "nothing to quantize"),
+    ("model.weights=nowhere.pdparams", "nowhere.pdparams"),
     ("data.train=nowhere", "nowhere"),
 ])
 def test_mistakes_are_named(options, option, culprit):

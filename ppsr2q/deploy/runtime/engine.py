@@ -86,7 +86,7 @@ class Runtime:
         image = checked(image)
         height, width = image.shape[:2]
         if max(height, width) > MAX_SIDE:
-            raise UserError(f"image sides must be at most {MAX_SIDE}, got {width} x {height}; use tiles (--tile)")
+            raise UserError(f"image sides must be at most {MAX_SIDE}, got {width} x {height}; use tiles (predict --tile)")
         self._expect_memory(height, width)
         try:
             result = np.empty((self.scale * height, self.scale * width, 3), np.float32)
@@ -106,7 +106,7 @@ class Runtime:
         # what an earlier image took may be kept by this process, and is then not counted as free
         if free is not None and needed - self._proven > free:
             raise UserError(f"an image of {width} x {height} pixels needs about {needed / 2**30:.1f} GiB, "
-                            f"{free / 2**30:.1f} are free: use tiles (--tile)")
+                            f"{free / 2**30:.1f} are free: use tiles (predict --tile)")
         self._proven = needed
 
     def run_layer(self, index: int, tokens: np.ndarray) -> np.ndarray:
@@ -130,7 +130,7 @@ class Runtime:
 
     def _check(self, status: int) -> None:
         if status == _OUT_OF_MEMORY:
-            raise UserError("not enough memory for an image of this size: use tiles (--tile)")
+            raise UserError("not enough memory for an image of this size: use tiles (predict --tile)")
         if status == _NO_THREADS:
             raise UserError(f"the system does not give {self.threads} threads; ask for fewer")
         if status:
