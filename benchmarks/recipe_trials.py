@@ -78,6 +78,8 @@ LADDER: Dict[str, List[str]] = {
     "fitted search, progressive": ["calib.dobi_mode=fit", "calib.progressive=true"],
     "fitted search, bounds x3": ["calib.dobi_mode=fit", "train.lr_bounds=3e-3"],
     "fitted search, all rates x3": ["calib.dobi_mode=fit", *_RATES_X3],
+    "fitted search, all rates x3, mean of the last third at a tenth": [
+        "calib.dobi_mode=fit", *_RATES_X3, "train.min_lr_ratio=0.1", "train.average_last=50"],
     "fitted search without tails": _WITHOUT_TAILS,
     "fitted search without tails, all rates x3": [*_WITHOUT_TAILS, *_RATES_X3],
 }
