@@ -61,8 +61,6 @@ TRIALS: Dict[str, List[str]] = {
     "all x4, teacher's norm x0.004": [*_ALL_X4, *_TEACHERS_NORM],
     "all x4, teacher's norm x0.004, fitted search": [*_ALL_X4, *_TEACHERS_NORM, "calib.dobi_mode=fit"],
     "all x12, teacher's norm x0.004, fitted search": [*_ALL, *_TEACHERS_NORM, "calib.dobi_mode=fit", *_RATES_X3],
-    "all x4, features x0.1, equalized, closed form": [*_ALL_X4, "loss.feature_weight=0.5", "quant.equalize=true",
-                                                      "rectifier.start=closed_form"],
     "all x4, equalized": [*_ALL_X4, "quant.equalize=true"],
     "all x4, equalized, closed form": [*_ALL_X4, "quant.equalize=true", "rectifier.start=closed_form"],
     "all, route": [*_ALL, "loss.route_weight=1e-2"],
