@@ -17,6 +17,7 @@ from ppsr2q.quant.convert import parameters_without_bounds
 from ppsr2q.quant.plan import PlannedTensor
 from ppsr2q.spr2q.rectifier import rectifier_groups
 
+LEVELS = ("none", "latent", "all")
 PREFIX = "parameters/"
 
 
@@ -35,6 +36,8 @@ def finetuned_parameters(student: nn.Layer, tensors: Iterable[PlannedTensor],
             their quantizers; ``all``: these and every parameter that stays in floating point. A weight that has been
             given a rectifier never learns: its increment does.
     """
+    if level not in LEVELS:
+        raise ValueError(f"expected a level in {LEVELS}, got {level!r}")
     quantized = {tensor.source for tensor in tensors if tensor.source and tensor.bits is not None}
     rectified = {f"{layer}.weight" for layer in rectifier_groups(student)}
     parameters = network_parameters(student)

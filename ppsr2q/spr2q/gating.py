@@ -8,6 +8,8 @@ from paddle.nn import functional as F
 
 from ppsr2q.core import distributed
 
+SPACES = ("softmax", "free")
+
 
 class DynamicGate(nn.Layer):
     """softmax(Linear(mean over tokens of the layer input)): (B, d_in) -> mixing weights.
@@ -50,6 +52,8 @@ class StaticGate(nn.Layer):
 
     def __init__(self, start: np.ndarray, space: str = "softmax") -> None:
         super().__init__()
+        if space not in SPACES:
+            raise ValueError(f"expected a space in {SPACES}, got {space!r}")
         self.space = space
         start = np.asarray(start, np.float32)
         values = np.log(np.maximum(start, 1e-30)) if space == "softmax" else start  # a gate may have underflown
