@@ -62,11 +62,10 @@ def _relative(found: np.ndarray, exact: np.ndarray) -> float:
 
 def _linear_error(inputs: np.ndarray, matrix: np.ndarray, bits: Tuple[Optional[int], Optional[int]], scale: np.ndarray,
                   shift: float = 0.0) -> float:
-    """Squared error of (x - shift) W when both factors are folded and quantized, relative to x W: the bias takes up what
-    the shift takes away, so the output is the same for all shifts."""
+    """Relative squared error of x W when both factors are folded and quantized and the bias takes up the shift."""
     weight_bits, input_bits = bits
     found = _quantized((inputs - shift) / scale, input_bits) @ _quantized(matrix * scale[:, None], weight_bits)
-    return float(((found - (inputs - shift) @ matrix)**2).mean() / ((inputs @ matrix)**2).mean())
+    return _relative(found + np.broadcast_to(shift, len(matrix)) @ matrix, inputs @ matrix)
 
 
 class _Seen:

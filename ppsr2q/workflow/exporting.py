@@ -118,8 +118,8 @@ def export(config: Config, config_path: str, formats: Sequence[str], rest: str =
         on_written: called after each format, before the next one may fail.
 
     Raises:
-        UserError: unknown format or target, an option of a format that is not written, a missing package (before anything is written), or a stage that has not
-            run.
+        UserError: unknown format or target, an option of a format that is not written, a missing package (before anything
+            is written), or a stage that has not run.
         ParityError: a written form answers differently from the calibrated student.
     """
     unknown = [name for name in formats if name not in FORMATS]
