@@ -21,7 +21,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from ppsr2q import deploy  # noqa: E402
 from ppsr2q.core.config import load_config  # noqa: E402
-from ppsr2q.core.files import expect_report, write_text  # noqa: E402
+from ppsr2q.core.files import write_text  # noqa: E402
 from ppsr2q.data.datasets import TestSet  # noqa: E402
 from ppsr2q.evaluation.evaluator import PROTOCOL, Upscaler, evaluate  # noqa: E402
 from ppsr2q.evaluation.records import write_record  # noqa: E402
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="of the runtime (default: all processors)")
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="record to write (.json)")
     arguments = parser.parse_args()
-    expect_report(arguments.json)
+    cli.expect_report(arguments.json)
     cli.prepare(load_config())
     runtime = deploy.load(arguments.model, arguments.threads)
     test_sets = [TestSet(arguments.data, name, runtime.scale) for name in arguments.sets.split(",")]

@@ -11,6 +11,7 @@ at the next higher width has ended with (--from), and with the preset as it is.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional
@@ -108,7 +109,7 @@ def run(name: str, bits: int, iterations: int, weights: str, train_folder: str, 
     """
     from ppsr2q.workflow.training import train
     kind = family(bits)
-    file = results / f"{kind.prefix}{name.replace(' ', '_').replace(',', '')}_{iterations}.json"
+    file = results / f"{kind.prefix}{re.sub(r'[^A-Za-z0-9.]+', '_', name)}_{iterations}.json"
     own = kind.trials[name]
     options = [*kind.common, f"train.iterations={iterations}", f"train.validate_every={iterations}", *own]
     config = load_config(kind.config, [

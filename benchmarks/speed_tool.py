@@ -10,8 +10,8 @@ from benchmarks import speed_report
 from benchmarks.speed_report import Record
 from ppsr2q.core.environment import usable_processors
 from ppsr2q.core.errors import UserError
-from ppsr2q.core.files import expect_report
 from ppsr2q.evaluation.records import write_record
+from ppsr2q.workflow import cli
 
 
 def make_parser(description: str, quick: str, limit: float, limited: str) -> argparse.ArgumentParser:
@@ -39,7 +39,7 @@ def check(arguments: argparse.Namespace) -> None:
     """
     if arguments.threads < 1:
         raise UserError(f"--threads {arguments.threads}: expected at least 1")
-    expect_report(arguments.json)
+    cli.expect_report(arguments.json)
 
 
 def measure(arguments: argparse.Namespace, run: Callable[[], Dict[str, Any]], what: str, script: str,

@@ -27,8 +27,8 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import runs  # noqa: E402
-from ppsr2q.core.config import (REPORTING_OPTIONS, Config, config_to_dict, default_values,  # noqa: E402
-                                flatten, load_config)
+from ppsr2q.core.config import (Config, config_to_dict, default_values, flatten, is_reporting,  # noqa: E402
+                                load_config)
 from ppsr2q.core.errors import UserError  # noqa: E402
 from ppsr2q.core.files import atomic_path, load_artifact, write_text  # noqa: E402
 from ppsr2q.evaluation.evaluator import PROTOCOL  # noqa: E402
@@ -140,7 +140,7 @@ def _same(known: Mapping[str, Any], steps: Mapping[str, Any], start: Optional[Pa
     if start is not None and known.get("earlier") != pieces(load_artifact(start)):
         return False
     before, now = ({key: value for key, value in flatten({**schedule, "earlier": None}).items()
-                    if key.rpartition(".")[2] not in REPORTING_OPTIONS} for schedule in (known, steps))
+                    if not is_reporting(key)} for schedule in (known, steps))
     defaults = default_values()
     return {**{key: defaults[key] for key in now if key in defaults}, **before} == now
 

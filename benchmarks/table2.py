@@ -23,8 +23,8 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import runs  # noqa: E402
-from ppsr2q.core.config import (REPORTING_OPTIONS, Config, config_to_dict, default_values,  # noqa: E402
-                                flatten, load_config, without_folders)
+from ppsr2q.core.config import (Config, config_to_dict, default_values, flatten, is_reporting,  # noqa: E402
+                                load_config, without_folders)
 from ppsr2q.core.errors import UserError  # noqa: E402
 from ppsr2q.core.files import write_text  # noqa: E402
 from ppsr2q.evaluation.evaluator import PROTOCOL  # noqa: E402
@@ -116,7 +116,7 @@ def fingerprint(row: Row, bits: int, seed: int, schedule: str, weights_sha256: s
     read = {name: options[name] for name in ("seed", "quant", "calib", "rectifier", "loss", "train", "route_calib")}
     defaults = default_values()
     kept = {key: value for key, value in flatten(read).items()
-            if value != defaults.get(key) and key.rpartition(".")[2] not in ("start_from", *REPORTING_OPTIONS)}
+            if value != defaults.get(key) and key != "train.start_from" and not is_reporting(key)}
     parent = fingerprint(ROWS[row.further], bits, seed, schedule, weights_sha256) if row.further else None
     return fingerprint_of(plan=build_plan(config).describe(), options=kept, weights=weights_sha256, stage=row.stage,
                           parent=parent, protocol=PROTOCOL, mode=config.eval.mode,

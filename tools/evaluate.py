@@ -23,11 +23,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results, image by image")
     arguments = parser.parse_args()
     config = cli.configure(arguments, needs_paddle=arguments.engine == "paddle")
-    from ppsr2q.core.files import expect_report, write_text
+    from ppsr2q.core.files import write_text
     from ppsr2q.evaluation.evaluator import format_results
     from ppsr2q.workflow.evaluating import described, load_upscaler, measure
     if arguments.json:
-        expect_report(arguments.json)
+        cli.expect_report(arguments.json)
     upscale, scale = load_upscaler(config, arguments.config, arguments.model, arguments.stage, arguments.engine,
                                     arguments.threads)
     sets = arguments.sets.split(",") if arguments.sets else config.data.sets

@@ -212,6 +212,11 @@ REPORTING_OPTIONS = ("log_every", "save_every", "validate_every", "validation_cr
 PATH_OPTIONS = ("output_dir", "model.weights", "data.root", "data.train", "train.start_from")
 
 
+def is_reporting(key: str) -> bool:
+    """Whether an option, by its dotted key, is one of ``REPORTING_OPTIONS``."""
+    return key.rpartition(".")[2] in REPORTING_OPTIONS
+
+
 def without_folders(tree: Mapping[str, Any]) -> Dict[str, Any]:
     """A config as plain data, for files that are given away: paths are reduced to their last part."""
     return _map_paths(tree, lambda path: Path(path).name)

@@ -84,17 +84,6 @@ def make_writable(folder: PathLike) -> Path:
     return folder
 
 
-def expect_report(path: Path) -> None:
-    """Find out before anything is measured whether ``--json`` can be written; an earlier report stays until then.
-
-    Raises:
-        UserError: another suffix than ``.json``, a folder of that name, or one that cannot be written to.
-    """
-    if path.suffix != ".json" or path.is_dir():
-        raise UserError(f"--json {path}: expected the name of a file that ends in .json")
-    make_writable(path.parent)
-
-
 @contextlib.contextmanager
 def atomic_folder(path: PathLike) -> Iterator[Path]:
     """Give a temporary folder beside ``path`` that replaces it when the block ends without an error.

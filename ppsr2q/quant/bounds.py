@@ -93,12 +93,11 @@ def search_bounds(values: np.ndarray, bits: int, one_sided: bool = False, candid
     Returns:
         (a, b), a < b; a constant tensor gets bounds that hold it and have a width.
     """
-    low, high = float(np.min(values)), float(np.max(values))
-    if not np.isfinite([low, high]).all():
+    if not np.isfinite(values).all():
         raise ValueError("values to search bounds for must be finite")
     if outliers:
         values = winsorize(values, outliers)
-        low, high = float(np.min(values)), float(np.max(values))
+    low, high = float(np.min(values)), float(np.max(values))
     if low == high:
         width = max(abs(low), 1.0) * 1e-3
         return low, low + width

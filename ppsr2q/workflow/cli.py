@@ -3,11 +3,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Callable
 
 from ppsr2q.core.config import Config, describe_options, load_config
 from ppsr2q.core.environment import keep_freed_memory
 from ppsr2q.core.errors import Interrupted, ParityError, UserError
+from ppsr2q.core.files import make_writable
 from ppsr2q.deploy import ENGINES
 
 EXAMPLE = "example: -o train.iterations=600 -o data.train=/data/DIV2K"
@@ -64,6 +66,17 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
                              "Paddle (default: paddle)")
     parser.add_argument("--threads", type=int, metavar="N",
                         help="of an engine other than paddle (default: all processors)")
+
+
+def expect_report(path: Path) -> None:
+    """Find out before anything is measured whether ``--json`` can be written; an earlier report stays until then.
+
+    Raises:
+        UserError: another suffix than ``.json``, a folder of that name, or one that cannot be written to.
+    """
+    if path.suffix != ".json" or path.is_dir():
+        raise UserError(f"--json {path}: expected the name of a file that ends in .json")
+    make_writable(path.parent)
 
 
 def configure(arguments: argparse.Namespace, needs_paddle: bool = True) -> Config:
