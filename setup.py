@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "ppsr2q/__init__.py").read_text(encoding="utf-8")).group(1)
-DEPLOY = ["onnx<=1.17", "onnxruntime", "openvino"]
+DEPLOY = ["onnx", "onnxruntime", "openvino"]
 TEST = ["pytest>=7", *DEPLOY]
 
 setup(

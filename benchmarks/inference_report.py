@@ -107,7 +107,7 @@ def markdown(record: Record) -> str:
         lines.append(f"| {name} | {' | '.join(_cell(case[name]) for case in cases.values())} | {_loss(figures)} | {text} |")
     lines += ["", *_targets(record), "", "| network | packed file | made how |", "|---|---:|---|"]
     lines += [f"| {name} | {network['bytes']:,} B | {network['origin']} |" for name, network in results["networks"].items()]
-    lines += _parts(results["parts"])
+    lines += _parts(results.get("parts", {"skipped": "not measured"}))
     growth = results["growth"]
     if "skipped" in growth:
         lines += ["", f"Growth with pixels, {GROWING}: skipped: {growth['skipped']}"]

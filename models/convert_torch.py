@@ -45,7 +45,9 @@ def main(arguments=None) -> int:
             loaded = loaded.get("params", loaded.get("params_ema", loaded))
         if not isinstance(loaded, dict) or not all(torch.is_tensor(value) for value in loaded.values()):
             raise UserError(f"{source}: not a checkpoint, expected tensors by name, alone or under 'params' or 'params_ema'")
-        state = {key: value.numpy() for key, value in loaded.items()}
+        # half precisions that numpy does not have become float32; the buffers of indices stay integers
+        state = {key: (value.float() if value.is_floating_point() else value).detach().numpy()
+                 for key, value in loaded.items()}
         from ppsr2q.models import MambaIRv2Light
         from ppsr2q.models.checkpoint import load_state, save_weights
         scale = {12: 2, 48: 4}.get(len(state.get("upsample.0.bias", ())))

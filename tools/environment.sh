@@ -1,9 +1,9 @@
 # Sourced by quickstart.sh and test.sh: makes .venv (or $PPSR2Q_VENV), installs ppsr2q with its CPU and test extras, and
 # activates it; the next time it only activates. PYTHON names the interpreter (3.9 to 3.13), PPSR2Q_EXTRAS other extras
-# ("gpu,test"); when one of them changes, the environment is made again.
+# ("gpu,test"); when one of them or setup.py changes, the environment is made again.
 venv=${PPSR2Q_VENV:-.venv}
 python=${PYTHON:-python3}
-wanted="$python ${PPSR2Q_EXTRAS:-cpu,test}"
+wanted="$python ${PPSR2Q_EXTRAS:-cpu,test} $(cksum < setup.py)"
 if [ "$(cat "$venv/ppsr2q-installed" 2>/dev/null)" != "$wanted" ]; then
     "$python" -c 'import sys; sys.exit(not (3, 9) <= sys.version_info < (3, 14))' || {
         echo "error: $python is $("$python" --version 2>&1); PaddlePaddle needs Python 3.9 to 3.13: set PYTHON" >&2

@@ -6,7 +6,9 @@
 fused    fused.safetensors: float weights and all bounds
 packed   model.safetensors: codes, bounds and the rest; small, runs without Paddle
 onnx     model.onnx: one image of any height and width, in the form that --target runs fastest
-openvino openvino/: OpenVINO's IR, one image of any height and width; with --optimize the scan is a C++ extension
+openvino openvino/: OpenVINO's IR, one image of any height and width; with --optimize the scan is a C++ extension.
+         Without VNNI instructions it saturates products of 8-bit codes with 8-bit weights: at 8 bits train with
+         -o 'quant.overrides.**.weight=7' for a network that is exact on every processor
 torch    torch.safetensors: weights for the official PyTorch network, which ppsr2q/deploy/torch_loader.py quantizes
 paddle   inference/: Paddle inference model, one image of any height and width, for Paddle's own tools: its executor runs
          the scan step by step, which took more than 45 s, or more than 16 GB, for 64x64 pixels

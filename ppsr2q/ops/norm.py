@@ -6,6 +6,16 @@ from paddle import nn
 from paddle.nn import functional as F
 
 
+def check_norm(operator: str, norm: nn.LayerNorm, channels: int) -> None:
+    """Kernels read ``channels`` values of scale and shift.
+
+    Raises:
+        ValueError: the norm is over another number of channels.
+    """
+    if list(norm._normalized_shape) != [channels]:
+        raise ValueError(f"{operator}: the norm is over {list(norm._normalized_shape)}, x has {channels} channels")
+
+
 def layer_norm(x: paddle.Tensor, norm: nn.LayerNorm) -> paddle.Tensor:
     """``norm(x)`` in plain Paddle, with the right gradient of x.
 

@@ -7,25 +7,20 @@ import paddle
 
 from ppsr2q.ops import dispatch
 from ppsr2q.ops.points import QuantPoints, quantize
-from ppsr2q.ops.scan import selective_scan, selective_scan_reference
+from ppsr2q.ops.scan import selective_scan
 
 POINTS = ("u", "dt", "delta", "B", "C", "states")
 
 
-def _state_space(scan, u, prompt, x_proj_weight, dt_proj_weight, A, D, dt_bias, points):
+def _state_space(u, prompt, x_proj_weight, dt_proj_weight, A, D, dt_bias, points):
     point = {name: getattr(points, name, None) for name in POINTS}
     u = quantize(u, point["u"])
     projected = paddle.matmul(u, x_proj_weight, transpose_y=True)
     rank, states = dt_proj_weight.shape[1], A.shape[1]
     dt, B, C = paddle.split(projected, [rank, states, states], axis=-1)
     delta = paddle.matmul(quantize(dt, point["dt"]), dt_proj_weight, transpose_y=True)
-    return scan(u, quantize(delta, point["delta"]), A, quantize(B, point["B"]),
-                quantize(C + prompt, point["C"]), D, dt_bias, point["states"])
-
-
-def state_space_reference(u, prompt, x_proj_weight, dt_proj_weight, A, D, dt_bias, points=None):
-    """Pure-Paddle :func:`state_space`."""
-    return _state_space(selective_scan_reference, u, prompt, x_proj_weight, dt_proj_weight, A, D, dt_bias, points)
+    return selective_scan(u, quantize(delta, point["delta"]), A, quantize(B, point["B"]),
+                          quantize(C + prompt, point["C"]), D, dt_bias, point["states"])
 
 
 def state_space(u: paddle.Tensor, prompt: paddle.Tensor, x_proj_weight: paddle.Tensor,
@@ -51,4 +46,4 @@ def state_space(u: paddle.Tensor, prompt: paddle.Tensor, x_proj_weight: paddle.T
     if dispatch.serves("state_space", tensors, used):
         from ppsr2q.ops import kernels
         return kernels.state_space(*tensors, points=points)
-    return _state_space(selective_scan, *tensors, points)
+    return _state_space(*tensors, points)

@@ -104,8 +104,7 @@ def test_the_report_compares_with_the_fastest_engines_that_are_not_ours(tmp_path
 def test_the_smallest_run_writes_record_table_and_plot(tmp_path, monkeypatch):
     kept = ("runtime_fp32", "runtime_w4a4", "openvino_bf16")
     monkeypatch.setattr(speed_inference, "ENGINES", {name: inference_plan.ENGINES[name] for name in kept})
-    for plan in (speed_inference, inference_report):
-        monkeypatch.setattr(plan, "SIDES", (16, 32), raising=False)
+    monkeypatch.setattr(speed_inference, "SIDES", (16, 32))
     monkeypatch.setattr("sys.argv", ["speed_inference.py", "--quick", "--threads", "1", "--json",
                                      str(tmp_path / "speed.json")])
     speed_inference.main()

@@ -198,6 +198,28 @@ void positional_gate(int64_t batch, int height, int width, int channels, int bit
     expect("positional_gate", status, {&y, &grad_x, &grad_weight, &grad_bias, &grad_bounds});
 }
 
+void convolution(int64_t batch, int height, int width, int inputs, int outputs, int kernel, int bits) {
+    const int64_t pixels = batch * height * width;
+    Array<float> x = random_array(pixels * inputs), weight = random_array(inputs * outputs * kernel * kernel);
+    Array<float> bias = random_array(outputs), residual = random_array(pixels * outputs), y(pixels * outputs);
+    Array<float> grad = random_array(y.size()), grad_x(x.size()), grad_weight(weight.size()), grad_bias(outputs);
+    Array<float> grad_bounds(2);
+    const float bounds[2] = {-0.7f, 0.6f};
+    int status = ppsr2q_convolution_forward(x, weight, bias, residual, bounds, bits, batch, height, width, inputs,
+                                            outputs, kernel, y);
+    status |= ppsr2q_convolution_backward(x, weight, bias, residual, bounds, bits, batch, height, width, inputs,
+                                          outputs, kernel, grad, grad_x, grad_weight, grad_bias, grad_bounds);
+    expect("convolution", status, {&y, &grad_x, &grad_weight, &grad_bias, &grad_bounds});
+}
+
+void feature_distance(int64_t batch, int64_t size, int unit) {
+    Array<float> a = random_array(batch * size), b = random_array(batch * size), inverses(2 * batch), distance(batch);
+    Array<float> grad = random_array(batch), grad_a(a.size());
+    int status = ppsr2q_feature_distance_forward(a, b, batch, size, unit, inverses, distance);
+    status |= ppsr2q_feature_distance_backward(a, b, batch, size, inverses, grad, grad_a);
+    expect("feature_distance", status, {&inverses, &distance, &grad_a});
+}
+
 }  // namespace
 
 int main() {
@@ -223,6 +245,13 @@ int main() {
         gated_mixing(2, 9, 37, 13, bits);
         positional_gate(1, 16, 16, 48, bits);
         positional_gate(2, 9, 37, 13, bits);
+        convolution(1, 16, 32, 48, 48, 3, bits);
+        convolution(2, 9, 37, 13, 7, 5, bits);
+        convolution(1, 1, 1, 3, 19, 1, bits);
+    }
+    for (int unit : {0, 1}) {
+        feature_distance(2, 48 * 64, unit);
+        feature_distance(3, 7, unit);
     }
     routing(2, 700, 64, 8);
     routing(1, 33, 19, 5);

@@ -156,6 +156,8 @@ def test_bad_input_is_named(bits, value):
             linear(x, layer, skip=(residual, trainable(23)))
         with pytest.raises(ValueError, match=r"^linear: x of shape \[2, 40, 47\] does not fit"):
             linear(x[:, :, 1:], layer)
+        with pytest.raises(ValueError, match=r"^norm_linear: the norm is over \[24\], x has 48 channels"):
+            norm_linear(x, layer_norm(24), [layer])
         with pytest.raises(ValueError, match="^linear: x is empty"):
             linear(paddle.zeros([0, 40, 48]), layer)
         with pytest.raises(ValueError, match="^linear: x .* must be floating point"):

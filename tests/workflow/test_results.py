@@ -4,14 +4,27 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import recipe_trials, runs, table1, table2
+from benchmarks import inference_report, parity, recipe_trials, runs, speed_report, table1, table2, table4
+from ppsr2q.evaluation.records import read_records
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def from_record(markdown, name):
+    """Of a benchmark whose report shows one record."""
+    return lambda: markdown(read_records(ROOT / "benchmarks/results")[name])
+
+
 RENDERED = {
     "table1/table1.md": table1.render,
     "table2/short.md": lambda: table2.render("short", runs.OFFICIAL_WEIGHTS[2]),
     "recipe_trials/trials.md": recipe_trials.render,
+    "table4.md": from_record(table4.render, table4.RECORD),
+    "parity.md": from_record(parity.markdown, "parity"),
+    "speed_training.md": from_record(speed_report.markdown, "speed_training"),
+    "speed_inference.md": from_record(inference_report.markdown, "speed_inference"),
+    "speed_inference_vnni.md": from_record(inference_report.markdown, "speed_inference_vnni"),
 }
 
 

@@ -17,7 +17,6 @@ from ppsr2q.deploy.packed import PackedModel
 from ppsr2q.deploy.threads import checked_threads
 
 GRAPH, WEIGHTS, LIBRARY = "model.xml", "model.bin", "ppsr2q_scan.so"
-PRECISIONS = ("f32", "bf16")
 
 
 def _core(extension: Optional[PathLike]) -> Any:

@@ -39,18 +39,6 @@ namespace detail {
 
 enum Quantized { Q_U, Q_DT, Q_DELTA, Q_B, Q_C, Q_STATES, QUANTIZED_TENSORS };
 
-inline vf load_up_to(const float* p, int count) {
-    return count >= LANES ? load(p) : load_partial(p, count);
-}
-
-inline void store_up_to(float* p, vf x, int count) {
-    if (count >= LANES) {
-        store(p, x);
-    } else {
-        store_partial(p, x, count);
-    }
-}
-
 inline void quantize_slice(const Quantizer& quantizer, const float* x, int count, float* y) {
     for (int i = 0; i < count; i += LANES) {
         store_up_to(y + i, quantizer(load_up_to(x + i, count - i)), count - i);

@@ -7,6 +7,7 @@ import paddle
 
 from ppsr2q.ops import native
 from ppsr2q.ops.native import FLOAT, INT, POINTER, SIZE, pointer
+from ppsr2q.ops.norm import check_norm
 from ppsr2q.ops.points import input_point, point_arguments, weight_of
 
 
@@ -91,6 +92,8 @@ def _run(operator, x, norm, conv, size):
     epsilon = getattr(norm, "_epsilon", 0.0)
     call = _Call(operator, tuple(size), weight.shape[0], weight.shape[-1], epsilon, bits)
     _check(call, x, weight)
+    if norm is not None:
+        check_norm(operator.name, norm, call.channels)
     bounds, tensors = native.contiguous(bounds), tuple(map(native.contiguous, tensors))
     if native.needs_gradient(bounds, *tensors):
         return _Depthwise.apply(call, bounds, *tensors)

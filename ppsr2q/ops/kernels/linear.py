@@ -10,20 +10,21 @@ import paddle
 from ppsr2q.ops import native
 from ppsr2q.ops.linear import linear_reference, norm_linear_reference
 from ppsr2q.ops.native import FLOAT, INT, POINTER, SIZE, pointer
+from ppsr2q.ops.norm import check_norm
 from ppsr2q.ops.points import input_point, needs_token_mean, point_arguments, weight_matrix
 
 _COMMON = (POINTER, SIZE, INT, POINTER, POINTER, FLOAT, POINTER, INT)
 
 
 class _Layer(ctypes.Structure):
-    """LinearLayer of csrc/token_linear.h."""
+    """LinearLayer of csrc/linear.h."""
 
     _fields_ = [("weight", POINTER), ("bias", POINTER), ("bounds", POINTER), ("residual", POINTER),
                 ("skip", POINTER), ("skip_scale", POINTER), ("y", POINTER), ("bits", INT), ("outputs", INT)]
 
 
 class _Gradient(ctypes.Structure):
-    """LinearGradient of csrc/token_linear.h."""
+    """LinearGradient of csrc/linear.h."""
 
     _fields_ = [("y", POINTER), ("weight", POINTER), ("bias", POINTER), ("bounds", POINTER),
                 ("skip", POINTER), ("skip_scale", POINTER)]
@@ -181,6 +182,7 @@ def norm_linear(x, norm, layers):
     to the reference."""
     if norm.weight is None or norm.bias is None:
         return norm_linear_reference(x, norm, layers)
+    check_norm("norm_linear", norm, x.shape[-1])
     mean = _token_mean(x, norm) if any(needs_token_mean(layer) for layer in layers) else None
     weights = [weight_matrix(layer, mean) for layer in layers]
     if any(weight.ndim == 3 for weight in weights):
