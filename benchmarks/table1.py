@@ -1,13 +1,14 @@
 """Table 1 of the paper: the quality of every scale and bit width, ours by the ``best`` recipe (``configs/*_best.yml``).
 
   python benchmarks/table1.py --run --scale 2 --bits 4,2,1 --weights W.pdparams --data DATA [--schedule reduced]
+  python benchmarks/table1.py --measure --scale 2 --bits 4,2,1 --sets Urban100 --data DATA
   python benchmarks/table1.py --render
 
 4 bits begin with searched bounds, 2 and 1 bit with the result of the next higher width, or, as a further piece of
 training, with what --from names (give another --output, and --schedule further for gentler rates and larger crops). A
 run goes on from whatever it has left under --output whenever it was stopped (--budget MINUTES stops it cleanly). What
 it ends with is a packed model and a record beside each other under --results; the PSNR is that of the packed model in
-the integer runtime, and test sets can be added later without the run:
+the integer runtime, which --measure adds further test sets to, without training anything, and which anyone can check:
 
   python tools/evaluate.py --engine runtime --model benchmarks/results/table1/x2_w4a4_fine-tuned.safetensors \\
       -o data.root=DATA --sets Set5
@@ -93,8 +94,7 @@ def fingerprint(scale: int, bits: int, weights_sha256: str) -> str:
 
 def run(scale: int, bits: int, recipe: str, schedule: Sequence[str], weights: str, data: Path, sets: Sequence[str],
         output: Path, results: Path, start: Optional[Path] = None, *, how: str) -> None:
-    """Train, export and measure one network; sets that its record already holds are not measured again, and further
-    ones are measured with the model beside it.
+    """Train, export and measure one network; of one whose record is current, :func:`measure` what is missing.
 
     A record of another schedule, plan or other weights is replaced, its model too.
 
@@ -102,7 +102,7 @@ def run(scale: int, bits: int, recipe: str, schedule: Sequence[str], weights: st
         start: as for :func:`run_config`.
         how: the command that repeats it.
     """
-    from ppsr2q.workflow.evaluating import load_upscaler, measure
+    runs.expect_sets(data, sets, scale)
     config = run_config(scale, bits, recipe, schedule, weights, data, output, start)
     name = run_name(scale, bits, recipe)
     model, mark = results / f"{name}.safetensors", fingerprint(scale, bits, runs.weights_hash(config))
@@ -110,26 +110,30 @@ def run(scale: int, bits: int, recipe: str, schedule: Sequence[str], weights: st
                                                                                 "route_calib")}))
     steps["train"].pop("start_from")
     known = read_records(results).get(name)
-    current = (known is not None and known["fingerprint"] == mark and model.exists()
-               and _same(known["schedule"], steps, start))
-    measured = known["results"] if current else {}
-    missing = [key for key in sets if key not in measured]
+    if not (known is not None and known["fingerprint"] == mark and model.exists()
+            and _same(known["schedule"], steps, start)):
+        packed, steps["earlier"] = _make(config, CONFIG.format(scale=scale, bits=bits))
+        with atomic_path(model) as temporary:
+            shutil.copyfile(packed, temporary)
+        write_record(results / f"{name}.json", f"MambaIRv2-light x{scale}, {bits} bits, best ({recipe})",
+                     {"bytes": model.stat().st_size}, how=how, seconds=runs.trained_seconds(config, ("rgt", "osrc")),
+                     seed=config.seed, fingerprint=mark, schedule=steps)
+    measure(name, data, sets, results)
+
+
+def measure(name: str, data: Path, sets: Sequence[str], results: Path) -> None:
+    """Measure the packed model of a record on the sets that the record lacks, and add them to it."""
+    from ppsr2q.workflow import evaluating
+    model, record = results / f"{name}.safetensors", read_records(results)[name]
+    missing = [key for key in sets if key not in record["results"]]
     if not missing:
         return
-    runs.expect_sets(data, missing, scale)
-    if current:
-        source, steps, seconds, how = model, known["schedule"], known["seconds"], known["how"]
-    else:
-        source, steps["earlier"] = _make(config, CONFIG.format(scale=scale, bits=bits))
-        seconds = runs.trained_seconds(config, ("rgt", "osrc"))
-    found = measure(config, *load_upscaler(config, None, str(source), None, "runtime"), missing)
-    if not current:
-        with atomic_path(model) as temporary:
-            shutil.copyfile(source, temporary)
-    write_record(results / f"{name}.json", f"MambaIRv2-light x{scale}, {bits} bits, best ({recipe})",
-                 {**measured, "bytes": model.stat().st_size,
-                  **{key: {k: found[key][k] for k in ("psnr_y", "ssim_y")} for key in missing}},
-                 how=how, seconds=seconds, seed=config.seed, protocol=found["protocol"], fingerprint=mark, schedule=steps)
+    config = load_config(None, [f"data.root={data}"])
+    found = evaluating.measure(config, *evaluating.load_upscaler(config, None, str(model), None, "runtime"), missing)
+    write_record(results / f"{name}.json", record["what"],
+                 {**record["results"], **{key: {k: found[key][k] for k in ("psnr_y", "ssim_y")} for key in missing}},
+                 protocol=found["protocol"], **{key: record[key] for key in ("how", "seconds", "seed", "fingerprint",
+                                                                             "schedule")})
     print(f"{name}: " + "  ".join(f"{key} {found[key]['psnr_y']:.2f}" for key in missing), flush=True)
 
 
@@ -198,6 +202,7 @@ def render(results: Path = RESULTS) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", action="store_true", help="train, export and measure")
+    parser.add_argument("--measure", action="store_true", help="measure --sets with the models under --results")
     parser.add_argument("--render", action="store_true", help="write <results>/table1.md from the records")
     parser.add_argument("--scale", type=int, choices=SCALES, default=2, help="default: %(default)s")
     parser.add_argument("--bits", default="4,2,1", help="in the order to be run (default: %(default)s)")
@@ -215,8 +220,10 @@ def main() -> None:
     arguments = parser.parse_args()
     bits = [int(n) for n in runs.choose(arguments.bits, list(map(str, BITS)), "bits")]
     sets = runs.choose(arguments.sets, SETS, "sets")
-    if not (arguments.run or arguments.render):
-        raise UserError("give --run, --render or both")
+    if not (arguments.run or arguments.measure or arguments.render):
+        raise UserError("give --run, --measure or --render")
+    if arguments.measure and arguments.data is None:
+        raise UserError("--measure needs --data FOLDER")
     if arguments.start and len(bits) > 1:
         raise UserError(f"--from begins one run, but --bits {arguments.bits} asks for {len(bits)}")
     cli.prepare(load_config())
@@ -232,6 +239,12 @@ def main() -> None:
             run(arguments.scale, width, arguments.recipe, schedule, arguments.weights, arguments.data, sets,
                 arguments.output, arguments.results, arguments.start, how=_command(arguments, width))
         print(f"done in {(time.monotonic() - started) / 60:.0f} min", flush=True)
+    if arguments.measure:
+        for width in bits:
+            name = run_name(arguments.scale, width, arguments.recipe)
+            if not (arguments.results / f"{name}.json").is_file():
+                raise UserError(f"{arguments.results}: no record {name}.json; --run makes it")
+            measure(name, arguments.data, sets, arguments.results)
     text = render(arguments.results)
     if arguments.render:
         write_text(arguments.results / "table1.md", text)

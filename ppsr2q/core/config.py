@@ -89,7 +89,7 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
-    """What stage 1 and pretraining have in common."""
+    """What stage 1 and pretraining have in common; stage 2 goes by the options of stage 1."""
 
     accumulate: int = option(1, "micro-batches per update and process", low=1)
     epsilon: float = option(1e-8, "Adam's epsilon", above=0)

@@ -25,6 +25,8 @@ _ADAM_STATE = ("moment1", "moment2", "beta1_pow_acc", "beta2_pow_acc")
 _FREE = ("run.config.device", "run.config.output_dir", "run.config.model.weights", "run.config.train.start_from",
          "run.config.data.*", "run.config.eval.*", "run.trained_otherwise.*",
          *(f"*.{name}" for name in REPORTING_OPTIONS))
+# What checkpoints of older versions do not tell.
+_ADDED = ("run.begun_sha256",)
 # Sections that a stage does not read.
 _FREE_IN_STAGE = {"rgt": ("run.config.route_calib.*", "run.config.pretrain.*"), "osrc": ("run.config.pretrain.*",),
                   "pretrain": tuple(f"run.config.{name}.*" for name in ("quant", "calib", "rectifier", "loss", "train",
@@ -127,7 +129,8 @@ def _check_identity(path: Path, stored: Mapping[str, Any], current: Mapping[str,
                     defaults: Mapping[str, Any]) -> None:
     before, now = flatten(stored), flatten(current)
     all_free = (*_FREE, *_FREE_IN_STAGE.get(current["stage"], ()))
-    before = {**{key: value for key, value in defaults.items() if key in now}, **before}
+    before = {**{key: value for key, value in defaults.items() if key in now},
+              **{key: now[key] for key in _ADDED if key in now}, **before}
     for key in [*now, *(key for key in before if key not in now)]:
         if before.get(key) != now.get(key) and not any(fnmatch.fnmatchcase(key, free) for free in all_free):
             name = re.sub(r"^run\.(config\.)?", "", key)

@@ -46,10 +46,9 @@ class TestSet:
     def __init__(self, root: PathLike, name: str, scale: int):
         self.name = name
         self.scale = scale
-        subset = name in SUBSETS and not (Path(root) / name).is_dir()
-        name = SUBSETS[name] if subset else name
-        self.hr_folder = find_hr_folder(root, name)
-        self.lr_folder: Optional[Path] = lr_folder_of(root, name, scale)
+        source = source_of(root, name)
+        self.hr_folder = find_hr_folder(root, source)
+        self.lr_folder: Optional[Path] = lr_folder_of(root, source, scale)
         hr = files_by_stem(self.hr_folder)
         if not hr:
             raise UserError(f"{self.hr_folder}: no images (PNG, JPEG, WebP, BMP or TIFF) in this test set")
@@ -61,8 +60,10 @@ class TestSet:
         else:
             self.lr_folder = None
         self._files = [(stem, hr[stem], lr.get(stem)) for stem in sorted(hr)]
-        if subset:
+        if source != name:
             self._files = self._files[SUBSET_EVERY - 1::SUBSET_EVERY]
+            if not self._files:
+                raise UserError(f"{self.hr_folder}: {len(hr)} images; {self.name} is every fifth of at least five")
 
     def __len__(self) -> int:
         return len(self._files)
@@ -92,6 +93,11 @@ def read_pair(name: str, hr_path: Path, lr_path: Optional[Path], scale: int) -> 
             f"1/{scale} of {hr_path}"
         )
     return Pair(name, hr, lr)
+
+
+def source_of(root: PathLike, name: str) -> str:
+    """The test set that holds the images of ``name``: the larger one, where ``name`` is a subset without a folder."""
+    return name if (Path(root) / name).is_dir() else SUBSETS.get(name, name)
 
 
 def find_hr_folder(root: PathLike, name: str) -> Path:

@@ -8,7 +8,7 @@ from typing import Callable, Dict, List, Optional, Sequence
 from ppsr2q.core.errors import UserError
 from ppsr2q.core.files import PathLike
 from ppsr2q.data.datasets import (
-    files_by_stem, find_hr_folder, lr_folder_of, pair_lr, read_pair, training_split, unpaired_message,
+    files_by_stem, find_hr_folder, lr_folder_of, pair_lr, read_pair, source_of, training_split, unpaired_message,
 )
 from ppsr2q.data.image_io import read_rgb8, write_rgb8
 
@@ -108,21 +108,22 @@ def prepare_data(
 
 
 def _check_set(root: Path, name: str, scales: Sequence[int], make_lr: bool, notify: OnFile) -> SetReport:
-    report = SetReport(name, expected=BENCHMARKS.get(name))
-    if not (root / name).is_dir():
+    source = source_of(root, name)
+    report = SetReport(name, expected=BENCHMARKS.get(source))
+    if not (root / source).is_dir():
         return report
     try:
-        hr = files_by_stem(find_hr_folder(root, name))
+        hr = files_by_stem(find_hr_folder(root, source))
     except UserError as error:
         report.problems.append(str(error))
         return report
     report.found = len(hr)
     if report.expected is not None and report.found != report.expected:
-        report.problems.append(f"{root / name}: {report.found} images, expected {report.expected}")
+        report.problems.append(f"{root / source}: {report.found} images, expected {report.expected}")
     sound = {stem: path for stem, path in hr.items() if _readable(path, report.problems, notify)}
     for scale in scales:
         try:
-            folder = lr_folder_of(root, name, scale)
+            folder = lr_folder_of(root, source, scale)
             report.lr[scale] = _check_lr(folder, hr, sound, scale, make_lr, report.problems)
         except UserError as error:
             report.lr[scale] = "incomplete"

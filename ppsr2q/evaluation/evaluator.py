@@ -9,8 +9,8 @@ import numpy as np
 from ppsr2q.data.bicubic import upsample
 from ppsr2q.data.datasets import Pair, TestSet
 from ppsr2q.evaluation.metrics import check_measurable, psnr_y, require_finite, ssim_y, to_uint8
+from ppsr2q.evaluation.tiling import Upscaler
 
-Upscaler = Callable[[np.ndarray], np.ndarray]
 OnImage = Callable[[str, Pair, np.ndarray, Dict[str, float]], None]
 
 PROTOCOL = {

@@ -30,7 +30,7 @@ def candidate_bounds(low: float, high: float, candidates: int, one_sided: bool) 
     return np.stack([low + steps / 2, high - steps / 2], axis=1)
 
 
-class _SortedValues:
+class SortedValues:
     """Sorted values with prefix sums: what falls between two thresholds is counted and summed without a pass over it.
 
     Everything is around the mean, where the prefix sums of squares lose fewest digits.
@@ -58,14 +58,11 @@ class _SortedValues:
         return levels, np.diff(cuts, axis=1), np.diff(self._first[cuts], axis=1), np.diff(self._second[cuts], axis=1)
 
 
-def _errors(values: _SortedValues, bounds: np.ndarray, bits: int) -> np.ndarray:
+def squared_errors(values: SortedValues, bounds: np.ndarray, bits: int) -> np.ndarray:
+    """Σ (v - Q_{a,b}(v))² for every pair of bounds (K, 2), float64 (K,): K (2^bits) look-ups instead of K passes over the
+    values."""
     levels, count, sums, squares = values.cells(bounds, bits)
     return (squares - 2 * levels * sums + levels**2 * count).sum(axis=1)
-
-
-def squared_errors(values: np.ndarray, bounds: np.ndarray, bits: int) -> np.ndarray:
-    """Σ (v - Q_{a,b}(v))² for every candidate, float64 (K,): K (2^bits) look-ups instead of K passes over the values."""
-    return _errors(_SortedValues(values), bounds, bits)
 
 
 def winsorize(values: np.ndarray, share: float) -> np.ndarray:
@@ -101,14 +98,14 @@ def search_bounds(values: np.ndarray, bits: int, one_sided: bool = False, candid
     if low == high:
         width = max(abs(low), 1.0) * 1e-3
         return low, low + width
-    ordered = _SortedValues(values)
+    ordered = SortedValues(values)
     bounds = candidate_bounds(low, high, candidates, one_sided)
-    best = bounds[np.argmin(_errors(ordered, bounds, bits))]  # argmin takes the first of equals
+    best = bounds[np.argmin(squared_errors(ordered, bounds, bits))]  # argmin takes the first of equals
     if fit:
         pairs = np.quantile(values, [_TAILS, 1 - _TAILS]).T
         starts = np.concatenate([best[None], pairs[pairs[:, 0] < pairs[:, 1]]])
-        bounds = _fit(ordered, starts, bits)
-        best = bounds[np.argmin(_errors(ordered, bounds, bits))]
+        bounds = fit_bounds(ordered, starts, bits)
+        best = bounds[np.argmin(squared_errors(ordered, bounds, bits))]
     return float(best[0]), float(best[1])
 
 
@@ -116,16 +113,12 @@ _TAILS = np.array([0.0, 0.001, 0.01, 0.05, 0.15, 0.3])  # shares of the values o
 _MAX_ROUNDS = 200
 
 
-def fit_bounds(values: np.ndarray, bounds: np.ndarray, bits: int) -> np.ndarray:
+def fit_bounds(values: SortedValues, bounds: np.ndarray, bits: int) -> np.ndarray:
     """The bounds nearby at which the squared quantization error has a minimum, for every pair (K, 2), float64 (K, 2).
 
     Lloyd's algorithm for equidistant levels a + s k, alternating until no value changes its level: every value is
     rounded to its level k, then a and s are the least-squares line through the pairs (k, v). No round raises the error.
     """
-    return _fit(_SortedValues(values), bounds, bits)
-
-
-def _fit(values: _SortedValues, bounds: np.ndarray, bits: int) -> np.ndarray:
     codes, bounds = np.arange(2**bits), np.array(bounds, np.float64)
     before = None
     for _ in range(_MAX_ROUNDS):

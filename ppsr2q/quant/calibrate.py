@@ -29,7 +29,7 @@ class CalibrationSettings:
         outliers: share of a tensor's values, at either end, that the search moves to the rest's minimum or maximum first
             (``bounds.winsorize``; ours).
         candidates: K of the search.
-        max_samples: values of an activation that the search looks at (weights are searched whole).
+        max_samples: values of a tensor that the search looks at (weights of layers are searched whole).
         seed: draws those values.
     """
 

@@ -9,7 +9,7 @@ error of the layer, its weight quantized, on tokens that the fit has not seen.
 """
 from __future__ import annotations
 
-from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Callable, Dict, List, NamedTuple, Tuple
 
 import numpy as np
 import paddle
@@ -49,7 +49,7 @@ def ridge(inputs: np.ndarray, outputs: np.ndarray, weight: np.ndarray, strength:
 class _Candidate(NamedTuple):
     error: float
     increment: np.ndarray
-    bounds: Optional[Tuple[float, float]]  # None: the weight stays in floating point
+    bounds: Tuple[float, float]
     bias: np.ndarray
 
 
@@ -60,22 +60,21 @@ def _correct(layer: QuantLinear, inputs: np.ndarray, outputs: np.ndarray, settin
     mean_in, mean_out = inputs[~held].mean(axis=0), outputs[~held].mean(axis=0)
 
     def candidate(increment, bounds, bias=None):
-        rounded = weight + increment if bounds is None else round_to_levels(weight + increment, bounds, quantizer.bits)
+        rounded = round_to_levels(weight + increment, bounds, quantizer.bits)
         bias = mean_out - mean_in @ rounded if bias is None else bias
         error = ((inputs[held] @ rounded + bias - outputs[held])**2).mean()
         return _Candidate(float(error), increment, bounds, bias)
-    zero, quantized = np.zeros_like(weight), isinstance(quantizer, FakeQuantizer)
-    bounds = tuple(quantizer.effective_bounds().numpy().astype(np.float64)) if quantized else None
+    zero = np.zeros_like(weight)
+    bounds = tuple(quantizer.effective_bounds().numpy().astype(np.float64))
     candidates = [candidate(zero, bounds, layer.bias.numpy().astype(np.float64)), candidate(zero, bounds)]
     for strength in RIDGES:
         increment = layer.weight_delta.nearest(ridge(inputs[~held], outputs[~held], weight, strength))
-        found = settings.search(weight + increment, quantizer.bits) if quantized else None
-        candidates.append(candidate(increment, found))
+        candidates.append(candidate(increment, settings.search(weight + increment, quantizer.bits)))
     best = min(candidates, key=lambda c: c.error)
     if best.increment.any():
         layer.weight_delta.start_at(best.increment)
     layer.bias.set_value(best.bias.astype(np.float32))
-    if quantized and best.bounds != bounds:
+    if best.bounds != bounds:
         quantizer.set_bounds(*best.bounds)
 
 

@@ -36,15 +36,16 @@ class Distillation:
         self._teacher_routing = teacher_routing
         self._guide = RoutingGuide(student, teacher, bool(teacher_routing or loss.route_weight))
         self._validation, self._pictures = validation, pictures
+        self._routing_seed = getattr(student, "routing_seed", 0)  # outside of training
         teacher.eval()
         student.eval()
 
     def step(self, batch: Dict[str, Any]) -> Dict[str, paddle.Tensor]:
         """Losses of one micro-batch: ``batch["lr"]`` float32 (B, 3, h, w), and optionally ``batch["hr"]`` float32
-        (B, 3, scale h, scale w), the ground truth, and ``batch["iteration"]``, the seed of noisy routing (default 0)."""
+        (B, 3, scale h, scale w), the ground truth, ``batch["iteration"]`` and ``batch["routing_seed"]`` (default 0)."""
         x, iteration = paddle.to_tensor(batch["lr"]), batch.get("iteration", 0)
         # with noisy routing both networks must draw the same noise, and fresh noise every batch
-        self.student.routing_seed = self.teacher.routing_seed = iteration
+        self.student.routing_seed = self.teacher.routing_seed = batch.get("routing_seed", 0)
         with paddle.no_grad():
             target, target_features = self.teacher(x, return_features=True)
         self._guide.follow_teacher(iteration < self._teacher_routing)
@@ -62,10 +63,12 @@ class Distillation:
         return terms
 
     def validate(self) -> Dict[str, float]:
+        self.student.routing_seed = self._routing_seed
         return self._validation(self.student) if self._validation else {}
 
     def dashboard(self, dashboard, iteration: int) -> None:
         """Bounds of every quantizer, static mixing weights, and sample pictures."""
+        self.student.routing_seed = self._routing_seed
         for name, bounds in get_bounds(self.student).items():
             dashboard.histogram(f"bounds/{name}", bounds, iteration)
         for name, group in gated_groups(self.student).items():

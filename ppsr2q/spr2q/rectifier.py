@@ -116,15 +116,16 @@ def attach_rectifiers(student: nn.Layer, tensors: Iterable[PlannedTensor], setti
         seed: of the draws of A.
 
     Raises:
-        UserError: a full-rank increment is to be one of several.
+        UserError: a full-rank increment is to be one of several, or no weight that takes rectifiers is quantized.
     """
     if settings.form == "full_rank" and settings.number != 1:
         raise UserError(f"rectifier.form: full_rank is one increment a layer, but rectifier.number is "
                         f"{settings.number}; set it to 1")
+    rectified = [tensor for tensor in tensors if tensor.rectified]
+    if not rectified:
+        raise UserError("quant.overrides leave no weight to rectify: set rectifier.enabled to false")
     rng = np.random.default_rng(seed)
-    for tensor in tensors:
-        if not tensor.rectified:
-            continue
+    for tensor in rectified:
         layer: QuantLinear = get_sublayer(student, tensor.layer)
         d_in, d_out = layer.weight.shape
         if settings.form == "full_rank":

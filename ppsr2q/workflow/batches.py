@@ -62,11 +62,12 @@ def images_sha256(config: Config) -> str:
 
 def training_batches(config: Config, batch: int, lr_patch: int, augment: bool, with_hr: bool = False) -> Callable:
     """``batches(iteration, index, count)`` of the trainer: slice ``index`` of ``count`` of the global batch, each of
-    ``batch`` samples."""
+    ``batch`` samples, and the seed of its routing noise."""
     sampler = PatchSampler(_split(config, lr_patch)[0], config.model.scale, lr_patch, config.seed, augment, with_hr)
 
     def batches(iteration: int, index: int, count: int) -> Dict[str, Any]:
-        return {**sampler.batch(iteration, index * batch, batch), "iteration": iteration}
+        noise = np.random.SeedSequence([config.model.routing_seed, iteration, index]).generate_state(1)
+        return {**sampler.batch(iteration, index * batch, batch), "iteration": iteration, "routing_seed": int(noise[0])}
     return batches
 
 

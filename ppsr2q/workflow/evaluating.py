@@ -4,9 +4,7 @@ from __future__ import annotations
 import hashlib
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Tuple
-
-import numpy as np
+from typing import Any, Dict, List, Optional, Tuple
 
 from ppsr2q import deploy
 from ppsr2q.core.config import Config, config_to_dict, without_folders
@@ -14,14 +12,12 @@ from ppsr2q.core.errors import UserError
 from ppsr2q.data.datasets import TestSet
 from ppsr2q.evaluation.evaluator import bicubic_upscaler, evaluate
 from ppsr2q.evaluation.records import circumstances
-from ppsr2q.evaluation.tiling import run_official_tiles
+from ppsr2q.evaluation.tiling import Upscaler, run_official_tiles
 from ppsr2q.workflow.progress import Progress
-
-Upscale = Callable[[np.ndarray], np.ndarray]
 
 
 def load_upscaler(config: Config, config_path: Optional[str], model: Optional[str], stage: Optional[str],
-                  engine: str = "paddle", threads: Optional[int] = None) -> Tuple[Upscale, int]:
+                  engine: str = "paddle", threads: Optional[int] = None) -> Tuple[Upscaler, int]:
     """(callable image -> image, scale) from a fused or packed file, or from the config's stage.
 
     Args:
@@ -52,7 +48,7 @@ def load_upscaler(config: Config, config_path: Optional[str], model: Optional[st
 
 
 def _packed_upscaler(config: Config, model: Optional[str], engine: str,
-                     threads: Optional[int]) -> Tuple[Upscale, int]:
+                     threads: Optional[int]) -> Tuple[Upscaler, int]:
     if model is None:
         raise UserError(f"--engine {engine} needs --model FILE, a packed model (tools/export.py)")
     if config.model.routing != "argmax":
@@ -72,10 +68,12 @@ def described(config: Config, config_path: Optional[str], model: Optional[str], 
     return {**network, "engine": engine, **circumstances()}
 
 
-def measure(config: Config, upscale: Upscale, scale: int, sets: List[str]) -> Dict[str, Any]:
+def measure(config: Config, upscale: Upscaler, scale: int, sets: List[str]) -> Dict[str, Any]:
     """Evaluate on test sets under ``data.root``; returns the JSON of ``tools/evaluate.py``."""
     if config.data.root is None:
         raise UserError("data.root is not set: give the folder that holds the test sets (-o data.root=FOLDER)")
+    if not sets:
+        raise UserError("data.sets is empty: name at least one test set (--sets, or -o data.sets=[Set5])")
     test_sets = [TestSet(config.data.root, name, scale) for name in sets]
     if config.eval.mode == "official_tiles":
         upscale = partial(run_official_tiles, upscale, scale=scale)

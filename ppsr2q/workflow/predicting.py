@@ -13,22 +13,21 @@ from ppsr2q.core.errors import UserError
 from ppsr2q.core.files import atomic_path, make_writable
 from ppsr2q.data.image_io import EXTENSIONS, Picture, list_images, read_picture, write_picture
 from ppsr2q.evaluation.metrics import require_finite, to_uint8
-from ppsr2q.evaluation.tiling import check_tiling, run_tiled
-from ppsr2q.workflow.evaluating import Upscale
+from ppsr2q.evaluation.tiling import Upscaler, check_tiling, run_tiled
 from ppsr2q.workflow.progress import Progress
 
 VIDEOS = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v")
 
 
-def _tiled(upscale: Upscale, scale: int, tile: int, overlap: int) -> Upscale:
+def _tiled(upscale: Upscaler, scale: int, tile: int, overlap: int) -> Upscaler:
     return partial(run_tiled, upscale, tile=tile, overlap=overlap, scale=scale) if tile else upscale
 
 
-def _checked(upscale: Upscale, file: Path) -> Upscale:
+def _checked(upscale: Upscaler, file: Path) -> Upscaler:
     return lambda image: require_finite(upscale(image), str(file))
 
 
-def predict_picture(upscale: Upscale, scale: int, picture: Picture, tile: int, overlap: int) -> Picture:
+def predict_picture(upscale: Upscaler, scale: int, picture: Picture, tile: int, overlap: int) -> Picture:
     """Super-resolve a picture; grey stays grey, alpha is enlarged by plain bicubic (a mask is no photograph)."""
     rgb = np.clip(_tiled(upscale, scale, tile, overlap)(picture.rgb), 0, 1)
     if picture.gray:
@@ -44,7 +43,7 @@ def _output_name(file: Path) -> str:
     return file.name if file.suffix.lower() in (".png", ".tif", ".tiff", ".webp") else f"{file.stem}.png"
 
 
-def predict(upscale: Upscale, scale: int, source: Path, target: Path, tile: int, overlap: int) -> List[Path]:
+def predict(upscale: Upscaler, scale: int, source: Path, target: Path, tile: int, overlap: int) -> List[Path]:
     """Super-resolve a file, a video or all images of a folder into a folder, one picture in memory at a time.
 
     Raises:
@@ -95,7 +94,7 @@ def _frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
         yield frame
 
 
-def predict_video(upscale: Upscale, scale: int, source: Path, target: Path) -> int:
+def predict_video(upscale: Upscaler, scale: int, source: Path, target: Path) -> int:
     """Super-resolve a video frame by frame into an MPEG-4 file at the same rate; sound is not copied.
 
     Returns:

@@ -7,7 +7,7 @@ import paddle
 from paddle import nn
 
 from ppsr2q.core import distributed
-from ppsr2q.core.config import Config
+from ppsr2q.core.config import Config, config_to_dict, without_folders
 from ppsr2q.core.files import make_writable
 from ppsr2q.core.trainer import ParameterGroup, TrainResult
 from ppsr2q.models.checkpoint import save_weights
@@ -24,12 +24,13 @@ class Pretraining:
 
     def __init__(self, network: nn.Layer, lr: float, validation: Validation) -> None:
         self.network, self._lr, self._validation = network, lr, validation
+        self._routing_seed = network.routing_seed  # outside of training
 
     def parameter_groups(self) -> List[ParameterGroup]:
         return [ParameterGroup("network", dict(self.network.named_parameters()), self._lr)]
 
     def step(self, batch: Dict[str, Any]) -> Dict[str, paddle.Tensor]:
-        self.network.routing_seed = batch["iteration"]
+        self.network.routing_seed = batch["routing_seed"]
         output = self.network(paddle.to_tensor(batch["lr"]))
         return {"loss": (output - paddle.to_tensor(batch["hr"])).abs().mean()}
 
@@ -37,9 +38,11 @@ class Pretraining:
         return {}
 
     def validate(self) -> Dict[str, float]:
+        self.network.routing_seed = self._routing_seed
         return self._validation(self.network)
 
     def dashboard(self, dashboard, iteration: int) -> None:
+        self.network.routing_seed = self._routing_seed
         for i, picture in enumerate(self._validation.outputs(self.network, PICTURES)):
             dashboard.image(f"crop {i}", picture, iteration)
 
@@ -63,7 +66,8 @@ def pretrain(config: Config, resume: bool = False) -> TrainResult:
     validation = stage.validate()
     if distributed.is_main():
         save_weights(network, out / "weights.safetensors",
-                     {**provenance(config, network), "iterations": result.iterations, "seconds": result.seconds,
+                     {**provenance(config, network), "config": without_folders(config_to_dict(config)),
+                      "iterations": result.iterations, "seconds": result.seconds,
                       "validation": validation})
     distributed.barrier()  # the launcher ends all processes as soon as one has left
     return result

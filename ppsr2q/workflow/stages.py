@@ -35,8 +35,11 @@ def _fused(config: Config, config_path: str) -> nn.Layer:
     artifact = load_artifact(path, FUSED_KIND)
     check_architecture(artifact, config, path)
     check_quantizers(artifact, config, path)
-    require_current(path, artifact.metadata.get("source_sha256"),
-                    paths(config)["table" if has_routing(config) else "rectifiers"], "export")
+    routed = has_routing(config)
+    require_current(path, artifact.metadata.get("source_sha256"), paths(config)["table" if routed else "rectifiers"],
+                    "export")
+    if routed:
+        require_current(path, artifact.metadata["rectifiers_sha256"], paths(config)["rectifiers"], "route_calib")
     return network_of_fused(artifact, path, config.model.routing, config.model.routing_seed)
 
 

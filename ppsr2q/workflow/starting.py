@@ -9,7 +9,7 @@ import paddle
 from ppsr2q.core import distributed
 from ppsr2q.core.config import Config
 from ppsr2q.core.errors import UserError
-from ppsr2q.core.files import Artifact, load_artifact, save_artifact
+from ppsr2q.core.files import Artifact, load_artifact, save_artifact, tensors_sha256
 from ppsr2q.quant import CalibrationSettings, calibrate, get_bounds, set_bounds
 from ppsr2q.quant.equalize import choose_folds
 from ppsr2q.spr2q.closed_form import closed_form_start
@@ -128,13 +128,17 @@ def _start_in_closed_form(config: Config, quantized: Quantized) -> None:
     _load_start(config, quantized)  # also on one process: a resumed run starts from the float32 bounds of the file
 
 
-def begin(config: Config, quantized: Quantized, start: Optional[Artifact], resume: bool) -> None:
+def begin(config: Config, quantized: Quantized, start: Optional[Artifact], resume: bool) -> str:
     """Bring the student, fresh from ``build_quantized``, to where stage 1 begins.
 
     Args:
         start: :func:`start_artifact`. Its folds, rectifiers and fine-tuned parameters are taken, and its bounds if its
             quantizers are the same; ``rectifier.start`` is for runs without one.
         resume: where stage 1 has a checkpoint, take what its first part began with instead of making it again.
+
+    Returns:
+        SHA-256 (hex) of the bounds, which are the units of relative ones, and of what of the network was changed: a
+        checkpoint goes on from the same ones only.
     """
     closed_form = start is None and config.rectifier.enabled and config.rectifier.start == "closed_form"
     made = paths(config)["start" if closed_form else "bounds"]
@@ -155,6 +159,8 @@ def begin(config: Config, quantized: Quantized, start: Optional[Artifact], resum
         search_bounds(config, quantized)
         if closed_form:
             _start_in_closed_form(config, quantized)
+    return tensors_sha256({**{f"bounds/{name}": value for name, value in get_bounds(quantized.student).items()},
+                           **quantized.changed()})
 
 
 def search_only(config: Config) -> None:

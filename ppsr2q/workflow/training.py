@@ -3,13 +3,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 from typing import Any, Dict, Iterator, Tuple, Union
 
 import paddle
 from paddle import nn
 
 from ppsr2q.core import distributed
-from ppsr2q.core.config import PATH_OPTIONS, Config, PretrainConfig, TrainConfig, config_to_dict, flatten
+from ppsr2q.core.config import PATH_OPTIONS, Config, PretrainConfig, TrainConfig, config_to_dict, flatten, is_reporting
 from ppsr2q.core.dashboard import Dashboard
 from ppsr2q.core.errors import UserError
 from ppsr2q.core.files import make_writable, tensors_sha256
@@ -19,8 +20,7 @@ from ppsr2q.spr2q.group_training import GroupTraining
 from ppsr2q.spr2q.rectifier import freeze_gates
 from ppsr2q.spr2q.routing_calibration import RoutingCalibration
 from ppsr2q.spr2q.routing_table import RECTIFIERS_KIND, load_rectifiers, save_rectifiers, save_table
-from ppsr2q.workflow.batches import (Validation, calibration_batch, final_start, images_sha256, phased_batches,
-                                     training_batches)
+from ppsr2q.workflow.batches import Validation, calibration_batch, images_sha256, phased_batches, training_batches
 from ppsr2q.workflow.networks import Quantized, build_quantized, load_folded, provenance
 from ppsr2q.workflow.paths import checkpoint_path, paths, require_stage
 from ppsr2q.workflow.starting import add_rectifiers, begin, pieces, start_artifact
@@ -75,23 +75,23 @@ def train(config: Config, resume: bool = False) -> TrainResult:
     ``rectifiers.safetensors``."""
     train = config.train
     make_writable(config.output_dir)
-    final_start(config)  # a mistake there is named before the search begins
+    batches = phased_batches(config)  # mistakes in what follows are named before the search begins
     if train.average_last > train.iterations:
         raise UserError(f"train.average_last is {train.average_last}, but there are only {train.iterations} iterations")
     quantized = build_quantized(config)
+    validation, pictures = _watchers(config, quantized.teacher)
     student, metadata = quantized.student, training_provenance(config, quantized.teacher)
     start = start_artifact(config, quantized)
     if start is not None:
         metadata.update(start_sha256=tensors_sha256(start.tensors), earlier=pieces(start))
-    begin(config, quantized, start, resume)
+    metadata["begun_sha256"] = begin(config, quantized, start, resume)
     rates = {"bounds": train.lr_bounds, "rectifiers": train.lr_rectifier, "gates": train.lr_gate,
              "latent": train.lr_latent, "float": train.lr_float}
-    validation, pictures = _watchers(config, quantized.teacher)
     stage = GroupTraining(student, quantized.teacher, config.loss, validation, pictures,
                           round(train.teacher_routing * train.iterations), learning_rates=rates,
                           finetuned=finetuned_parameters(student, quantized.tensors, train.finetune))
     settings = trainer_settings(train, train.iterations, warmup=train.warmup, average_last=train.average_last)
-    result = run_stage(config, stage, phased_batches(config), settings, metadata, resume)
+    result = run_stage(config, stage, batches, settings, metadata, resume)
     if distributed.is_main():
         save_rectifiers(student, paths(config)["rectifiers"], metadata, quantized.changed())
     distributed.barrier()  # the launcher ends all processes as soon as one has left
@@ -134,9 +134,13 @@ def calibrate_routing(config: Config, config_path: str, resume: bool = False) ->
                                learning_rate=settings.lr)
     batches = training_batches(config, settings.batch, config.train.lr_patch, config.train.augment)
     trained, now = flatten(quantized.origin.metadata["config"]), flatten(config_to_dict(config))
+    otherwise = {key: value for key, value in trained.items() if value != now.get(key) and key not in PATH_OPTIONS}
+    noted = [f"{key} was {value!r}" for key, value in otherwise.items()
+             if key.partition(".")[0] in ("seed", "calib", "loss", "train") and not is_reporting(key)]
+    if noted and distributed.is_main():
+        print(f"{paths(config)['rectifiers']}: trained with other options than these: {', '.join(noted)}", file=sys.stderr)
     metadata = {**training_provenance(config, quantized.teacher), "rectifiers_sha256": tensors_sha256(quantized.origin.tensors),
-                "trained_otherwise": {key: value for key, value in trained.items()
-                                      if value != now.get(key) and key not in PATH_OPTIONS}}
+                "trained_otherwise": otherwise}
     result = run_stage(config, stage, batches, trainer_settings(config.train, settings.iterations), metadata, resume)
     if distributed.is_main():
         save_table(quantized.student, paths(config)["table"], metadata, quantized.changed())

@@ -88,6 +88,10 @@ def test_the_smallest_run_goes_down_to_two_bits_and_leaves_models_that_give_its_
     record = read_records(results)["x2_w4a4_fine-tuned"]
     assert record["schedule"] == steps and record["results"]["Other"] == record["results"]["Embedded"]
     assert not (tmp_path / "further").exists()
+    table1.measure("x2_w2a2_fine-tuned", data, ["Embedded", "Other"], results)  # and not even the weights
+    again = read_records(results)["x2_w2a2_fine-tuned"]
+    assert again["results"] == {**records["x2_w2a2_fine-tuned"]["results"], "Other": again["results"]["Embedded"]}
+    assert again["how"] == records["x2_w2a2_fine-tuned"]["how"]
 
 
 COMMITTED = sorted(path.stem for path in table1.RESULTS.glob("*.json"))
@@ -116,7 +120,8 @@ def test_a_committed_model_gives_the_recorded_psnr():
 
 
 @pytest.mark.parametrize("options, message", [
-    (["--run"], "--run needs --weights"), (["--render", "--bits", "3"], "unknown '3'; known: 4, 2, 1"), ([], "give --run"),
+    (["--run"], "--run needs --weights"), (["--measure"], "--measure needs --data"),
+    (["--measure", "--data", ".", "--results", "nowhere"], "no record x2_w4a4_fine-tuned.json; --run makes it"), (["--render", "--bits", "3"], "unknown '3'; known: 4, 2, 1"), ([], "give --run"),
     (["--run", "--bits", "4,2", "--from", "x"], "asks for 2")])
 def test_what_it_cannot_do_it_says(options, message):
     done = subprocess.run([sys.executable, "benchmarks/table1.py", *options], text=True, capture_output=True, check=False,

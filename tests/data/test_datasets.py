@@ -121,3 +121,6 @@ def test_b20_is_every_fifth_of_b100_unless_there_is_such_a_folder(tmp_path):
     assert [pair.name for pair in datasets.TestSet(tmp_path, "B20", 2)] == ["own"]
     with pytest.raises(UserError, match="'Urban100' not found"):
         datasets.TestSet(tmp_path, "Urban20", 2)
+    write_rgb8(tmp_path / "Urban100" / "HR" / "only.png", _image(4, 4))
+    with pytest.raises(UserError, match="1 images; Urban20 is every fifth of at least five"):
+        datasets.TestSet(tmp_path, "Urban20", 2)

@@ -29,6 +29,13 @@ def test_a_sound_set_and_absent_ones(root):
     assert not (root / "Set5" / "LR_bicubic").exists()
 
 
+def test_a_subset_is_checked_in_the_set_it_is_taken_from(root):
+    for index in range(5):
+        write_rgb8(root / "B100" / "HR" / f"{index}.png", _image(index))
+    report = prepare_data(root, names=["B20"])
+    assert report.sets[0].state.startswith("5 of 100 images") and "B100: 5 images, expected 100" in report.problems[0]
+
+
 def test_a_root_without_any_set_is_a_problem(root):
     report = prepare_data(root / "Set5")
     assert "holds none of the test sets Set5" in report.problems[0] and "Set5/Set5/HR" in report.problems[0]

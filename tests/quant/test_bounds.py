@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ppsr2q.quant.bounds import candidate_bounds, fit_bounds, search_bounds, squared_errors, subsample, winsorize
+from ppsr2q.quant.bounds import (SortedValues, candidate_bounds, fit_bounds, search_bounds, squared_errors, subsample,
+                                 winsorize)
 
 QUANTILES = np.linspace(0.0005, 0.9995, 2001)
 
@@ -35,7 +36,7 @@ def test_errors_equal_quantizing_every_value(bits):
     v = np.random.default_rng(bits).normal(3, 1, 999)
     bounds = candidate_bounds(v.min(), v.max(), 7, False)
     expected = [((v - quantize(v, a, b, bits))**2).sum() for a, b in bounds]
-    np.testing.assert_allclose(squared_errors(v, bounds, bits), expected, rtol=1e-9)
+    np.testing.assert_allclose(squared_errors(SortedValues(v), bounds, bits), expected, rtol=1e-9)
 
 
 def test_the_widest_of_equals_wins():
@@ -59,9 +60,9 @@ def test_a_fit_of_one_bit_finds_the_means_of_two_clusters():
 @pytest.mark.parametrize("bits", [1, 2, 4])
 def test_a_fit_is_where_the_error_has_no_slope(bits):
     values = np.random.default_rng(bits).exponential(size=5000)
-    [(a, b)] = fit_bounds(values, np.array([[0.1, 3.0]]), bits)
+    [(a, b)] = fit_bounds(SortedValues(values), np.array([[0.1, 3.0]]), bits)
     h = 1e-4
-    error, *moved = squared_errors(values, np.array([(a, b), (a - h, b), (a + h, b), (a, b - h), (a, b + h)]), bits)
+    error, *moved = squared_errors(SortedValues(values), np.array([(a, b), (a - h, b), (a + h, b), (a, b - h), (a, b + h)]), bits)
     assert (np.array(moved) >= error).all()
     assert abs(moved[1] - moved[0]) / (2 * h) < 1 and abs(moved[3] - moved[2]) / (2 * h) < 1  # of a sum of 5000
 
@@ -71,14 +72,14 @@ def test_no_fit_is_worse_than_where_it_began():
     values = np.concatenate([random.normal(size=1000), [-30.0]])
     starts = np.sort(random.uniform(-30, 4, (50, 2)))
     for bits in (1, 3):
-        fitted = fit_bounds(values, starts, bits)
-        assert (squared_errors(values, fitted, bits) <= squared_errors(values, starts, bits) * (1 + 1e-12)).all()
+        fitted = fit_bounds(SortedValues(values), starts, bits)
+        assert (squared_errors(SortedValues(values), fitted, bits) <= squared_errors(SortedValues(values), starts, bits) * (1 + 1e-12)).all()
         assert (fitted[:, 0] < fitted[:, 1]).all()
 
 
 def test_one_outlier_moves_a_fit_less_than_dobi():
     values = np.concatenate([np.random.default_rng(0).normal(size=5000), [-8.0]])
-    errors = squared_errors(values, np.array([search_bounds(values, 2), search_bounds(values, 2, fit=True)]), 2)
+    errors = squared_errors(SortedValues(values), np.array([search_bounds(values, 2), search_bounds(values, 2, fit=True)]), 2)
     assert errors[1] < errors[0] / 2
 
 

@@ -36,6 +36,16 @@ def test_small_images_are_left_out_and_counted_once(tmp_path, capsys):
     assert capsys.readouterr().err.count("1 of 3 images are smaller than 32 x 32 pixels") == 1
 
 
+def test_routing_noise_is_drawn_anew_for_every_slice_and_seed(tmp_path):
+    for name in ("a.png", "b.png"):
+        write(tmp_path, name, 40)
+    given = [load_config(None, [f"data.train={tmp_path}", f"model.routing_seed={seed}"]) for seed in (0, 1)]
+    seeds = [training_batches(options, 1, 16, False)(iteration, index, 2)["routing_seed"]
+             for options in given for iteration in (0, 1) for index in (0, 1)]
+    assert len(set(seeds)) == 8
+    assert training_batches(given[1], 1, 16, False)(1, 1, 2)["routing_seed"] == seeds[-1]
+
+
 def test_no_image_of_a_purpose_is_large_enough(tmp_path):
     for name, side in (("a.png", 40), ("z.png", 20)):
         write(tmp_path, name, side)

@@ -11,6 +11,7 @@ from ppsr2q.workflow.batches import phased_batches
 from ppsr2q.workflow.exporting import export, probe
 from ppsr2q.workflow.networks import load_fused
 from ppsr2q.workflow.paths import paths
+from ppsr2q.workflow.starting import search_only
 from ppsr2q.workflow.stages import network_of_stage
 from ppsr2q.workflow.training import calibrate_routing, train
 
@@ -127,6 +128,8 @@ def test_the_final_phase_has_its_own_crops_and_ground_truth(configure):
     ("train.final_share=0", "loss.truth_weight needs a final phase"),
     ("train.average_last=5", "train.average_last is 5, but there are only 4 iterations"),
     ("train.start_from=nowhere.safetensors", "nowhere.safetensors: no such file"),
+    ("train.final_lr_patch=4000", "none of the 1 images to train on"),
+    ("quant.overrides.**.weight=null", "no weight to rectify: set rectifier.enabled to false"),
 ])
 def test_mistakes_are_named(configure, option, message):
     with pytest.raises(UserError, match=message):
@@ -152,6 +155,15 @@ def test_a_run_in_closed_form_goes_on_bit_for_bit(configure, equalize):
         name.startswith("parameters/") and name.endswith("weight") for name in expected)
     for name, value in expected.items():
         assert value.tobytes() == found[name].tobytes(), name
+
+
+def test_a_checkpoint_goes_on_from_the_bounds_it_began_with_only(configure):
+    """They are the units of relative bounds: another search may have replaced them since."""
+    options = ("quant.equalize=false", "rectifier.start=zero", "calib.candidates=5")
+    train(configure(4, "begun", *options))
+    search_only(configure(4, "begun", *options, "calib.outliers=0.2"))
+    with pytest.raises(UserError, match="checkpoint of another run: begun_sha256 was"):
+        train(configure(4, "begun", *options), resume=True)
 
 
 def test_the_searched_stage_is_equalized(eight):

@@ -244,6 +244,7 @@ def test_what_stages_do_not_belong_together_is_refused(exported, options, out):
 
 @pytest.mark.parametrize("changed, stage, message", [
     ("rectifiers", "osrc", "spr2q_table.safetensors: made from another rectifiers.safetensors .*run tools/route_calib.py"),
+    ("rectifiers", "fused", "fused.safetensors: made from another rectifiers.safetensors .*run tools/route_calib.py"),
     ("spr2q_table", "fused", "fused.safetensors: made from another spr2q_table.safetensors .*run tools/export.py")])
 def test_what_was_made_from_something_older_is_refused(exported, options, out, changed, stage, message):
     from ppsr2q.core.config import load_config
