@@ -4,8 +4,12 @@ Importing this package does not import Paddle, but settles what its import would
 (``core.environment``). The rooms that compute (``ops``, ``models``, ``quant``, ``spr2q``) import it, and say how to get
 it when it is absent.
 """
+import warnings
+
 from ppsr2q.core.environment import prepare_environment
 
 __version__ = "0.1.0"
 
 prepare_environment()
+# Paddle's import says so wherever there is no ccache; nothing here is compiled with Paddle's tools
+warnings.filterwarnings("ignore", message="No ccache found")

@@ -69,6 +69,11 @@ def test_kernels_follow(variables, before, expected):
     assert done.stdout.split()[-1] == str(expected)
 
 
+def test_the_first_import_of_paddle_does_not_ask_for_ccache():
+    done = subprocess.run([sys.executable, "-c", "import ppsr2q.quant"], capture_output=True, text=True, check=True)
+    assert "ccache" not in done.stderr
+
+
 def test_missing_paddle_is_explained(monkeypatch):
     monkeypatch.setattr(environment.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"(?s)ppsr2q\[cpu\].*ppsr2q\[gpu\].*paddlepaddle-gpu -i"):
