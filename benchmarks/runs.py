@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 from pathlib import Path
-from typing import Any, List, Optional, Sequence
+from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from ppsr2q.core.config import Config
 from ppsr2q.core.errors import Interrupted, UserError
@@ -29,6 +29,11 @@ def expect_sets(data: Path, sets: Sequence[str], scale: int) -> None:
     from ppsr2q.data.datasets import TestSet  # its packages would count in the memory that speed_inference measures
     for name in sets:
         TestSet(data, name, scale)
+
+
+def scores(found: Mapping[str, Any], sets: Sequence[str]) -> Dict[str, Dict[str, float]]:
+    """Of an evaluation, what records keep: the means of the sets, not the images."""
+    return {name: {key: found[name][key] for key in ("psnr_y", "ssim_y")} for name in sets}
 
 
 def stop_after(minutes: Optional[float]) -> None:

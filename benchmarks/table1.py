@@ -131,9 +131,8 @@ def measure(name: str, data: Path, sets: Sequence[str], results: Path) -> None:
     config = load_config(None, [f"data.root={data}"])
     found = evaluating.measure(config, *evaluating.load_upscaler(config, None, str(model), None, "runtime"), missing)
     write_record(results / f"{name}.json", record["what"],
-                 {**record["results"], **{key: {k: found[key][k] for k in ("psnr_y", "ssim_y")} for key in missing}},
-                 protocol=found["protocol"], **{key: record[key] for key in ("how", "seconds", "seed", "fingerprint",
-                                                                             "schedule")})
+                 {**record["results"], **runs.scores(found, missing)}, protocol=found["protocol"],
+                 **{key: record[key] for key in ("how", "seconds", "seed", "fingerprint", "schedule")})
     print(f"{name}: " + "  ".join(f"{key} {found[key]['psnr_y']:.2f}" for key in missing), flush=True)
 
 

@@ -162,7 +162,7 @@ def run_row(key: str, bits: int, seed: int, schedule: str, weights: str, data: P
         _prepare(row_config(parent, bits, seed, schedule, weights, data, output), parent, config_path)
     _prepare(config, row, config_path)
     found = measure(config, *load_upscaler(config, config_path, None, row.stage), missing)
-    measured = {**measured, **{name: {k: found[name][k] for k in ("psnr_y", "ssim_y")} for name in missing}}
+    measured = {**measured, **runs.scores(found, missing)}
     options = without_folders(config_to_dict(config))
     write_record(results / f"{name}.json", f"Table 2a, {row.title}, x2, {bits} bits", measured,
                  how=f"benchmarks/table2.py --run --schedule {schedule} --rows {key} --bits {bits}",
