@@ -226,7 +226,7 @@ def render(schedule: str, weights_sha256: str, results: Path = RESULTS, sets: Se
              f"{steps.route_calib.iterations} of OSRC; learning rates of bounds ({steps.quant.parametrization}), "
              f"rectifiers and gates {train.lr_bounds:g}, {train.lr_rectifier:g} and {train.lr_gate:g}. The paper's is "
              "12,000 and 500 at LR 64x64 on DF2K, 1e-2 (absolute). B20 and Urban20 are every fifth image of B100 and "
-             "Urban100. ± is the standard deviation over three seeds; a difference below twice the larger spread is none.",
+             "Urban100. ± is the standard deviation over the seeds that were run; a difference below twice the larger spread is none.",
              ""]
     for bits in (4, 2):
         rows = []
