@@ -40,7 +40,7 @@ def test_a_row_says_what_was_trained_and_what_the_paper_has(tmp_path):
     text = table1.render(tmp_path)
     assert ("| W4A4, best (fine-tuned), 77 iterations of batch 4 at LR 32x32 (the last 25% "
             "of batch 2 at 64x64), 0.77 MB | 37.81 (37.72) | "
-            "not run (33.27) | not run (31.94) | not run (31.53) | not run | not run |") in text
+            "not run (33.27) | not run (31.94) | not run (31.53) |") in text
     assert "| W4A4, best (rectifiers-only) | not run (37.72)" in text and "†" not in text
     assert "FSRCNN, full precision, as published: Set5 37.00" in text
 
