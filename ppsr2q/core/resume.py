@@ -11,7 +11,7 @@ import numpy as np
 import paddle
 
 from ppsr2q.core.averaging import IterateAverage
-from ppsr2q.core.config import REPORTING_OPTIONS, flatten
+from ppsr2q.core.config import flatten, is_reporting
 from ppsr2q.core.errors import UserError
 from ppsr2q.core.files import load_artifact, save_artifact
 from ppsr2q.core.parameters import ParameterGroup
@@ -23,8 +23,7 @@ _ADAM_STATE = ("moment1", "moment2", "beta1_pow_acc", "beta2_pow_acc")
 # the weights, of the images and of another run to start from may change because their hashes are compared, and so may
 # what stage 2 notes about stage 1.
 _FREE = ("run.config.device", "run.config.output_dir", "run.config.model.weights", "run.config.train.start_from",
-         "run.config.data.*", "run.config.eval.*", "run.trained_otherwise.*",
-         *(f"*.{name}" for name in REPORTING_OPTIONS))
+         "run.config.data.*", "run.config.eval.*", "run.trained_otherwise.*")
 # What checkpoints of older versions do not tell.
 _ADDED = ("run.begun_sha256",)
 # Sections that a stage does not read.
@@ -132,7 +131,8 @@ def _check_identity(path: Path, stored: Mapping[str, Any], current: Mapping[str,
     before = {**{key: value for key, value in defaults.items() if key in now},
               **{key: now[key] for key in _ADDED if key in now}, **before}
     for key in [*now, *(key for key in before if key not in now)]:
-        if before.get(key) != now.get(key) and not any(fnmatch.fnmatchcase(key, free) for free in all_free):
+        free = is_reporting(key) or any(fnmatch.fnmatchcase(key, pattern) for pattern in all_free)
+        if before.get(key) != now.get(key) and not free:
             name = re.sub(r"^run\.(config\.)?", "", key)
             raise UserError(f"{path}: checkpoint of another run: {name} was {before.get(key)!r}, "
                             f"now it is {now.get(key)!r}; restore it, or remove this file to start over")

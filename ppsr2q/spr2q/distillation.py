@@ -36,7 +36,6 @@ class Distillation:
         self._teacher_routing = teacher_routing
         self._guide = RoutingGuide(student, teacher, bool(teacher_routing or loss.route_weight))
         self._validation, self._pictures = validation, pictures
-        self._routing_seed = getattr(student, "routing_seed", 0)  # outside of training
         teacher.eval()
         student.eval()
 
@@ -63,12 +62,10 @@ class Distillation:
         return terms
 
     def validate(self) -> Dict[str, float]:
-        self.student.routing_seed = self._routing_seed
         return self._validation(self.student) if self._validation else {}
 
     def dashboard(self, dashboard, iteration: int) -> None:
         """Bounds of every quantizer, static mixing weights, and sample pictures."""
-        self.student.routing_seed = self._routing_seed
         for name, bounds in get_bounds(self.student).items():
             dashboard.histogram(f"bounds/{name}", bounds, iteration)
         for name, group in gated_groups(self.student).items():

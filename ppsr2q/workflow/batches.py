@@ -111,12 +111,13 @@ class Validation:
     """
 
     def __init__(self, config: Config, lr_patch: int, count: int) -> None:
-        self._scale = config.model.scale
+        self._scale, self._routing_seed = config.model.scale, config.model.routing_seed
         self._lr, hr = validation_crops(_split(config, lr_patch)[1], self._scale, lr_patch, count)
         self._hr = [_to_picture(image) for image in hr]
 
     def outputs(self, network, count: Optional[int] = None) -> List[np.ndarray]:
         """uint8 (H, W, 3) outputs of the network for the first ``count`` crops; None: all of them."""
+        network.routing_seed = self._routing_seed  # training leaves that of its last batch
         with paddle.no_grad():
             return [_to_picture(network(paddle.to_tensor(crop[None])).numpy()[0]) for crop in self._lr[:count]]
 

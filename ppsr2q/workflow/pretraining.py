@@ -24,7 +24,6 @@ class Pretraining:
 
     def __init__(self, network: nn.Layer, lr: float, validation: Validation) -> None:
         self.network, self._lr, self._validation = network, lr, validation
-        self._routing_seed = network.routing_seed  # outside of training
 
     def parameter_groups(self) -> List[ParameterGroup]:
         return [ParameterGroup("network", dict(self.network.named_parameters()), self._lr)]
@@ -38,11 +37,9 @@ class Pretraining:
         return {}
 
     def validate(self) -> Dict[str, float]:
-        self.network.routing_seed = self._routing_seed
         return self._validation(self.network)
 
     def dashboard(self, dashboard, iteration: int) -> None:
-        self.network.routing_seed = self._routing_seed
         for i, picture in enumerate(self._validation.outputs(self.network, PICTURES)):
             dashboard.image(f"crop {i}", picture, iteration)
 

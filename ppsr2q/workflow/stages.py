@@ -39,7 +39,7 @@ def _fused(config: Config, config_path: str) -> nn.Layer:
     require_current(path, artifact.metadata.get("source_sha256"), paths(config)["table" if routed else "rectifiers"],
                     "export")
     if routed:
-        require_current(path, artifact.metadata["rectifiers_sha256"], paths(config)["rectifiers"], "route_calib")
+        require_current(path, artifact.metadata.get("rectifiers_sha256"), paths(config)["rectifiers"], "route_calib")
     return network_of_fused(artifact, path, config.model.routing, config.model.routing_seed)
 
 

@@ -121,7 +121,8 @@ def test_a_committed_model_gives_the_recorded_psnr():
 
 @pytest.mark.parametrize("options, message", [
     (["--run"], "--run needs --weights"), (["--measure"], "--measure needs --data"),
-    (["--measure", "--data", ".", "--results", "nowhere"], "no record x2_w4a4_fine-tuned.json; --run makes it"), (["--render", "--bits", "3"], "unknown '3'; known: 4, 2, 1"), ([], "give --run"),
+    (["--measure", "--data", ".", "--results", "nowhere"], "no record x2_w4a4_fine-tuned.json; --run makes it"),
+    (["--render", "--bits", "3"], "unknown '3'; known: 4, 2, 1"), ([], "give --run"),
     (["--run", "--bits", "4,2", "--from", "x"], "asks for 2")])
 def test_what_it_cannot_do_it_says(options, message):
     done = subprocess.run([sys.executable, "benchmarks/table1.py", *options], text=True, capture_output=True, check=False,

@@ -59,27 +59,28 @@ def test_a_fit_of_one_bit_finds_the_means_of_two_clusters():
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
 def test_a_fit_is_where_the_error_has_no_slope(bits):
-    values = np.random.default_rng(bits).exponential(size=5000)
-    [(a, b)] = fit_bounds(SortedValues(values), np.array([[0.1, 3.0]]), bits)
+    ordered = SortedValues(np.random.default_rng(bits).exponential(size=5000))
+    [(a, b)] = fit_bounds(ordered, np.array([[0.1, 3.0]]), bits)
     h = 1e-4
-    error, *moved = squared_errors(SortedValues(values), np.array([(a, b), (a - h, b), (a + h, b), (a, b - h), (a, b + h)]), bits)
+    error, *moved = squared_errors(ordered, np.array([(a, b), (a - h, b), (a + h, b), (a, b - h), (a, b + h)]), bits)
     assert (np.array(moved) >= error).all()
     assert abs(moved[1] - moved[0]) / (2 * h) < 1 and abs(moved[3] - moved[2]) / (2 * h) < 1  # of a sum of 5000
 
 
 def test_no_fit_is_worse_than_where_it_began():
     random = np.random.default_rng(0)
-    values = np.concatenate([random.normal(size=1000), [-30.0]])
+    ordered = SortedValues(np.concatenate([random.normal(size=1000), [-30.0]]))
     starts = np.sort(random.uniform(-30, 4, (50, 2)))
     for bits in (1, 3):
-        fitted = fit_bounds(SortedValues(values), starts, bits)
-        assert (squared_errors(SortedValues(values), fitted, bits) <= squared_errors(SortedValues(values), starts, bits) * (1 + 1e-12)).all()
+        fitted = fit_bounds(ordered, starts, bits)
+        assert (squared_errors(ordered, fitted, bits) <= squared_errors(ordered, starts, bits) * (1 + 1e-12)).all()
         assert (fitted[:, 0] < fitted[:, 1]).all()
 
 
 def test_one_outlier_moves_a_fit_less_than_dobi():
     values = np.concatenate([np.random.default_rng(0).normal(size=5000), [-8.0]])
-    errors = squared_errors(SortedValues(values), np.array([search_bounds(values, 2), search_bounds(values, 2, fit=True)]), 2)
+    found = np.array([search_bounds(values, 2), search_bounds(values, 2, fit=True)])
+    errors = squared_errors(SortedValues(values), found, 2)
     assert errors[1] < errors[0] / 2
 
 

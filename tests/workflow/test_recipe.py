@@ -11,8 +11,8 @@ from ppsr2q.workflow.batches import phased_batches
 from ppsr2q.workflow.exporting import export, probe
 from ppsr2q.workflow.networks import load_fused
 from ppsr2q.workflow.paths import paths
-from ppsr2q.workflow.starting import search_only
 from ppsr2q.workflow.stages import network_of_stage
+from ppsr2q.workflow.starting import search_only
 from ppsr2q.workflow.training import calibrate_routing, train
 
 CONFIG = "configs/mambairv2_light_x2_w{}a{}_best.yml"
