@@ -172,15 +172,15 @@ def run_row(key: str, bits: int, seed: int, schedule: str, weights: str, data: P
 
 
 def comparisons(bits: int, schedule: str, records: Mapping[str, Mapping[str, Any]], sets: Sequence[str]) -> List[str]:
-    """One line per comparison and set: the difference of the means beside the spread of seeds."""
+    """One line per comparison and set: the mean difference at equal seeds beside the spread of either row's seeds."""
     lines = []
     for first, second in COMPARISONS:
         for test_set in sets:
-            a, b = (_values(key, bits, schedule, records, test_set) for key in (first, second))
-            if not a or not b:
+            a, b = (_by_seed(key, bits, schedule, records, test_set) for key in (first, second))
+            if not a.keys() & b.keys():
                 continue
-            difference = statistics.fmean(a) - statistics.fmean(b)
-            spreads = [statistics.stdev(values) for values in (a, b) if len(values) > 1]
+            difference = statistics.fmean(a[seed] - b[seed] for seed in a.keys() & b.keys())
+            spreads = [statistics.stdev(values.values()) for values in (a, b) if len(values) > 1]
             if not spreads:
                 verdict = "spread unknown: one seed each"
             elif abs(difference) < 2 * max(spreads):
@@ -192,11 +192,10 @@ def comparisons(bits: int, schedule: str, records: Mapping[str, Mapping[str, Any
     return lines
 
 
-def _values(key: str, bits: int, schedule: str, records: Mapping[str, Mapping[str, Any]],
-            test_set: str) -> List[float]:
-    names = (record_name(key, bits, seed, schedule) for seed in SEEDS)
-    return [records[name]["results"][test_set]["psnr_y"] for name in names
-            if name in records and test_set in records[name]["results"]]
+def _by_seed(key: str, bits: int, schedule: str, records: Mapping[str, Mapping[str, Any]],
+             test_set: str) -> Dict[int, float]:
+    found = {seed: records.get(record_name(key, bits, seed, schedule), {"results": {}})["results"] for seed in SEEDS}
+    return {seed: results[test_set]["psnr_y"] for seed, results in found.items() if test_set in results}
 
 
 def split_records(records: Mapping[str, Mapping[str, Any]], schedule: str,
@@ -226,15 +225,16 @@ def render(schedule: str, weights_sha256: str, results: Path = RESULTS, sets: Se
              f"{steps.route_calib.iterations} of OSRC; learning rates of bounds ({steps.quant.parametrization}), "
              f"rectifiers and gates {train.lr_bounds:g}, {train.lr_rectifier:g} and {train.lr_gate:g}. The paper's is "
              "12,000 and 500 at LR 64x64 on DF2K, 1e-2 (absolute). B20 and Urban20 are every fifth image of B100 and "
-             "Urban100. ± is the standard deviation over the seeds that were run; a difference below twice the larger spread is none.",
+             "Urban100. ± is the standard deviation over the seeds that were run; differences are between equal seeds, and "
+             "one below twice the larger spread is none.",
              ""]
     for bits in (4, 2):
         rows = []
         for key, row in ROWS.items():
             cells = []
             for test_set in sets:
-                names = [name for name in (record_name(key, bits, seed, schedule) for seed in SEEDS)
-                         if test_set in records.get(name, {"results": {}})["results"]]
+                names = [record_name(key, bits, seed, schedule)
+                         for seed in _by_seed(key, bits, schedule, records, test_set)]
                 cells.append(Cell(names, (test_set, "psnr_y"), row.paper.get((bits, test_set))))
             urban = row.paper.get((bits, "Urban100"))
             rows.append((row.title + (f"; the paper on Urban100: {urban:.2f}" if urban else ""), cells))

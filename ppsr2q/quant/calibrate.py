@@ -14,6 +14,7 @@ from ppsr2q.quant.bounds import search_bounds, subsample
 from ppsr2q.quant.convert import named_quantizers
 from ppsr2q.quant.fake_quantizer import FakeQuantizer
 
+BOUNDS = "bounds/"  # prefix of plan names in artifacts, whose other arrays have other prefixes
 Observer = Callable[[FakeQuantizer, paddle.Tensor], paddle.Tensor]
 
 
@@ -117,6 +118,11 @@ def get_bounds(model: nn.Layer) -> Dict[str, np.ndarray]:
     """Plan name -> float32 [2], the bounds that every quantizer acts with now."""
     with paddle.no_grad():
         return {name: quantizer.effective_bounds().numpy() for name, quantizer in named_quantizers(model).items()}
+
+
+def stored_bounds(bounds: Mapping[str, np.ndarray]) -> Dict[str, np.ndarray]:
+    """Bounds by plan name, as artifacts hold them; ``artifact.part(BOUNDS)`` gives them back."""
+    return {f"{BOUNDS}{name}": value for name, value in bounds.items()}
 
 
 def set_bounds(model: nn.Layer, bounds: Dict[str, np.ndarray]) -> None:

@@ -8,8 +8,10 @@ import paddle
 from paddle import nn
 
 from ppsr2q import ops
-from ppsr2q.quant.convert import get_sublayer, parameters_without_bounds, set_sublayer
+from ppsr2q.quant.calibrate import BOUNDS, stored_bounds
+from ppsr2q.quant.convert import get_sublayer, set_sublayer
 from ppsr2q.quant.plan import PlannedTensor
+from ppsr2q.spr2q.finetune import snapshot
 
 FUSED_KIND = "fused model"
 
@@ -59,13 +61,10 @@ def fused_state(student: nn.Layer, bounds: Dict[str, np.ndarray]) -> Dict[str, n
         student: after :func:`fuse`.
         bounds: ``get_bounds`` of the student before it.
     """
-    state = {name: parameter.numpy() for name, parameter in parameters_without_bounds(student).items()}
-    state.update({f"bounds/{name}": value for name, value in bounds.items()})
-    return state
+    return {**snapshot(student), **stored_bounds(bounds)}
 
 
 def split_fused_state(state: Mapping[str, np.ndarray]) -> Tuple[Dict[str, np.ndarray], Dict[str, np.ndarray]]:
     """(parameters by name, bounds by plan name) of :func:`fused_state`."""
-    prefix = "bounds/"
-    return ({name: value for name, value in state.items() if not name.startswith(prefix)},
-            {name[len(prefix):]: value for name, value in state.items() if name.startswith(prefix)})
+    return ({name: value for name, value in state.items() if not name.startswith(BOUNDS)},
+            {name[len(BOUNDS):]: value for name, value in state.items() if name.startswith(BOUNDS)})

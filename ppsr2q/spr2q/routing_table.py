@@ -11,7 +11,7 @@ from paddle import nn
 
 from ppsr2q.core.errors import UserError
 from ppsr2q.core.files import Artifact, save_artifact
-from ppsr2q.quant.calibrate import get_bounds, set_bounds
+from ppsr2q.quant.calibrate import BOUNDS, get_bounds, set_bounds, stored_bounds
 from ppsr2q.quant.convert import get_sublayer
 from ppsr2q.spr2q.finetune import load_parameters
 from ppsr2q.spr2q.rectifier import gated_groups, rectifier_groups
@@ -35,7 +35,7 @@ class StaticIncrement(nn.Layer):
 
 def rectifier_state(student: nn.Layer) -> Dict[str, np.ndarray]:
     """Adapters, gates and bounds: ``rectifiers/<layer>.<parameter>`` and ``bounds/<plan name>``."""
-    state = {f"bounds/{name}": value for name, value in get_bounds(student).items()}
+    state = stored_bounds(get_bounds(student))
     for name, group in rectifier_groups(student).items():
         for key, parameter in group.named_parameters():
             state[f"rectifiers/{name}.{key}"] = parameter.numpy()
@@ -60,7 +60,7 @@ def load_bounds(student: nn.Layer, artifact: Artifact, path: Union[str, Path]) -
         UserError: names differ (another plan or architecture).
     """
     try:
-        set_bounds(student, artifact.part("bounds/"))
+        set_bounds(student, artifact.part(BOUNDS))
     except ValueError as error:
         raise UserError(f"{path}: {error} (another plan or architecture?)") from None
 
@@ -98,8 +98,7 @@ def save_table(student: nn.Layer, path: Union[str, Path], metadata: dict,
     Σ ĝ_i (B_i A_i)ᵀ; and ``bounds/<plan name>`` of all quantizers: with the full-precision weights it is all that
     fusing needs. ``changed`` and ``metadata`` are as in :func:`save_rectifiers`.
     """
-    tensors = {f"bounds/{name}": value for name, value in get_bounds(student).items()}
-    tensors.update(changed)
+    tensors = {**stored_bounds(get_bounds(student)), **changed}
     with paddle.no_grad():
         for name, group in gated_groups(student).items():
             mixing = group.gate()

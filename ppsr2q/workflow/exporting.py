@@ -22,7 +22,8 @@ from ppsr2q.deploy.torch_export import TORCH_KIND, write_torch
 from ppsr2q.models.convert_torch import to_paddle_layout
 from ppsr2q.quant import Plan, get_bounds, named_quantizers
 from ppsr2q.quant.fake_quantizer import fix_bounds
-from ppsr2q.spr2q.fuse import FUSED_KIND, fuse, fused_state, split_fused_state
+from ppsr2q.spr2q.finetune import snapshot
+from ppsr2q.spr2q.fuse import FUSED_KIND, fuse, fused_state
 from ppsr2q.spr2q.rectifier import freeze_gates
 from ppsr2q.spr2q.routing_table import TABLE_KIND, load_table
 from ppsr2q.workflow.batches import calibration_batch
@@ -210,12 +211,11 @@ def _write_openvino(job: _Job, folder: Path) -> Written:
 
 
 def _write_torch(job: _Job, path: Path) -> Written:
-    parameters, bounds = split_fused_state(fused_state(job.student, job.bounds))
     left = {name: q for name, q in job.packed.quantizers.items() if name in named_quantizers(job.student)}
-    write_torch(path, parameters, left, job.provenance)
+    write_torch(path, snapshot(job.student), left, job.provenance)
     architecture = job.provenance["architecture"]
     read = parameters_of_official(architecture, to_paddle_layout(load_artifact(path, TORCH_KIND).tensors), str(path))
-    return _checked(path, fused_network(architecture, job.plan, read, bounds, str(path)), job.expected, _LARGEST,
+    return _checked(path, fused_network(architecture, job.plan, read, job.bounds, str(path)), job.expected, _LARGEST,
                     TOLERANCE)
 
 

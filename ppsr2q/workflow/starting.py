@@ -11,6 +11,7 @@ from ppsr2q.core.config import Config
 from ppsr2q.core.errors import UserError
 from ppsr2q.core.files import Artifact, load_artifact, save_artifact, tensors_sha256
 from ppsr2q.quant import CalibrationSettings, calibrate, get_bounds, set_bounds
+from ppsr2q.quant.calibrate import stored_bounds
 from ppsr2q.quant.equalize import choose_folds
 from ppsr2q.spr2q.closed_form import closed_form_start
 from ppsr2q.spr2q.group_training import GroupTraining
@@ -68,9 +69,8 @@ def _settle_bounds(config: Config, quantized: Quantized) -> None:
     flat = distributed.broadcast_(paddle.to_tensor(np.stack([found[name] for name in names])))
     found = dict(zip(names, flat.numpy()))
     if distributed.is_main():
-        save_artifact(paths(config)["bounds"],
-                      {**{f"bounds/{name}": value for name, value in found.items()}, **quantized.stored_folds()},
-                      BOUNDS_KIND, provenance(config, quantized.teacher))
+        save_artifact(paths(config)["bounds"], {**stored_bounds(found), **quantized.stored_folds()}, BOUNDS_KIND,
+                      provenance(config, quantized.teacher))
     # also on one process: the search works in float64, and a resumed run starts from the float32 bounds of the file
     set_bounds(quantized.student, found)
 
@@ -159,8 +159,7 @@ def begin(config: Config, quantized: Quantized, start: Optional[Artifact], resum
         search_bounds(config, quantized)
         if closed_form:
             _start_in_closed_form(config, quantized)
-    return tensors_sha256({**{f"bounds/{name}": value for name, value in get_bounds(quantized.student).items()},
-                           **quantized.changed()})
+    return tensors_sha256({**stored_bounds(get_bounds(quantized.student)), **quantized.changed()})
 
 
 def search_only(config: Config) -> None:

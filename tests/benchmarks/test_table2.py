@@ -50,6 +50,7 @@ def test_cells_means_differences_and_the_paper(tmp_path):
     assert "| 37.50 ± 0.10 (37.60) | not run |" in line
     assert "| not run (37.20) |" in text and "| 37.00 | not run | 37.00 | not run |" in text
     assert "- RGT + OSRC against RGT, dynamic gate, Set5: +0.03 dB (spread 0.10: none)" in text
+    assert "- RGT + OSRC against control: RGT, as many further iterations as OSRC, Set5: +0.45 dB" in text  # seed 10 of both
     assert "full-rank ΔW (no group, no gate) against RGT, dynamic gate, Set5: +0.50 dB (spread 0.10)" in text
     assert "stale" not in text.lower()
 

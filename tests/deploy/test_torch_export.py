@@ -14,7 +14,8 @@ from ppsr2q.deploy.packed import TensorQuantizer
 from ppsr2q.deploy.torch_export import TORCH_KIND, torch_state, write_torch
 from ppsr2q.models.convert_torch import to_paddle_layout
 from ppsr2q.quant import CalibrationSettings, calibrate, get_bounds, named_quantizers
-from ppsr2q.spr2q.fuse import fuse, fused_state, split_fused_state
+from ppsr2q.spr2q.finetune import snapshot
+from ppsr2q.spr2q.fuse import fuse
 from ppsr2q.workflow.exporting import probe
 from ppsr2q.workflow.networks import build_network, build_quantized, parameters_of_official
 
@@ -40,25 +41,21 @@ def fused():
                      for name, q in named_quantizers(student).items()}
 
 
-def parameters_of(network):
-    return split_fused_state(fused_state(network, {}))[0]
-
-
 def test_every_official_key_comes_back_as_it_was(fused, tmp_path):
     student, quantizers = fused
-    write_torch(tmp_path / "t.safetensors", parameters_of(student), quantizers, {"architecture": ARCHITECTURE})
+    write_torch(tmp_path / "t.safetensors", snapshot(student), quantizers, {"architecture": ARCHITECTURE})
     artifact = load_artifact(tmp_path / "t.safetensors", TORCH_KIND)
     assert artifact.metadata["quantizers"]["layers.0.residual_group.layers.0.q.input"]["bits"] == 4
     assert len(artifact.metadata["quantizers"]) == len(quantizers)
     found = parameters_of_official(ARCHITECTURE, to_paddle_layout(artifact.tensors), "a test")
-    for name, value in parameters_of(student).items():
+    for name, value in snapshot(student).items():
         assert np.array_equal(found[name], value), name
 
 
 def test_a_file_of_another_scale_is_refused(fused):
     with pytest.raises(UserError, match="weights for x2"):
         parameters_of_official({"name": "mambairv2_light", "scale": 4},
-                               to_paddle_layout(torch_state(parameters_of(fused[0]))), "a test")
+                               to_paddle_layout(torch_state(snapshot(fused[0]))), "a test")
 
 
 @pytest.fixture
@@ -93,7 +90,7 @@ def test_the_official_network_answers_as_ours(quantized, official, fused, tmp_pa
 
     from ppsr2q.deploy.torch_loader import load_quantized
     network, quantizers = fused if quantized else (build_network(make_config()), {})
-    write_torch(tmp_path / "t.safetensors", parameters_of(network), quantizers, {"architecture": ARCHITECTURE})
+    write_torch(tmp_path / "t.safetensors", snapshot(network), quantizers, {"architecture": ARCHITECTURE})
     model, image, padded = load_quantized(official, tmp_path / "t.safetensors"), probe(SIZE).numpy(), (32, 32)
     inputs, ours, expected = layers_with_inputs(network, image)
     parameters = {"attn_mask": model.calculate_mask(padded), "rpi_sa": model.relative_position_index_SA}
