@@ -1,0 +1,97 @@
+"""How a full-precision training went: the curve in its VisualDL log, and its weights on the test sets.
+
+  python tools/pretrain.py -c configs/mambairv2_light_x2_fp.yml -o data.train=DIR -o output_dir=OUT
+  python benchmarks/pretraining.py --run OUT --data DATA --sets Set5,Set14 --json benchmarks/results/pretraining.json
+
+OUT is what tools/pretrain.py wrote. The plot lies beside the record.
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Sequence, Tuple
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import runs  # noqa: E402
+from ppsr2q.core.config import load_config  # noqa: E402
+from ppsr2q.core.errors import UserError  # noqa: E402
+from ppsr2q.core.files import atomic_path, load_artifact  # noqa: E402
+from ppsr2q.evaluation.records import write_record  # noqa: E402
+from ppsr2q.models.checkpoint import KIND  # noqa: E402
+from ppsr2q.workflow import cli  # noqa: E402
+
+WEIGHTS = "weights.safetensors"
+CURVES = {"loss": "train/loss", "psnr_y": "validation/psnr_y"}
+
+
+def curve(log: Path, tag: str) -> List[Tuple[int, float]]:
+    """(iteration, value) of a scalar of a VisualDL log folder. Where a resumed run computed iterations again, its
+    values count; the two are the same bits."""
+    from visualdl import LogReader
+    points: Dict[int, float] = {}
+    for file in sorted(log.glob("vdlrecords.*.log")):
+        reader = LogReader(file_path=str(file))
+        if tag in reader.get_tags().get("scalar", []):
+            points.update((point.id, point.value) for point in reader.get_data("scalar", tag))
+    return sorted(points.items())
+
+
+def record(run: Path, data: Path, sets: Sequence[str], path: Path) -> Mapping[str, Any]:
+    """Write the record of a finished run.
+
+    Raises:
+        UserError: it has left no weights or no curve, or a test set is missing.
+    """
+    from ppsr2q.workflow.evaluating import load_upscaler, measure
+    weights = run / WEIGHTS
+    metadata = load_artifact(weights, KIND).metadata
+    curves = {name: curve(run / "log" / "pretrain", tag) for name, tag in CURVES.items()}
+    empty = [CURVES[name] for name, points in curves.items() if not points]
+    if empty:
+        raise UserError(f"{run / 'log' / 'pretrain'}: no VisualDL log with {' and '.join(empty)}")
+    model, settings = metadata["config"]["model"], metadata["config"]["pretrain"]
+    config = load_config(None, [f"model.name={model['name']}", f"model.scale={model['scale']}", f"model.weights={weights}",
+                                f"data.root={data}"])
+    found = measure(config, *load_upscaler(config, "the run's", None, "fp"), sets)
+    start = "" if model["weights"] is None else " --weights START"
+    return write_record(path, f"{model['name']} x{model['scale']} in full precision",
+                        {**runs.scores(found, sets), "curves": curves}, seconds=metadata["seconds"],
+                        how=f"tools/pretrain.py{start}, benchmarks/pretraining.py --run OUT --data DATA",
+                        seed=metadata["seed"], schedule=settings, protocol=found["protocol"],
+                        fingerprint=metadata["weights_sha256"])
+
+
+def plot(content: Mapping[str, Any], path: Path) -> None:
+    """Loss and PSNR of the validation crops over iterations."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    curves = content["results"]["curves"]
+    for axes, name, label in zip(figure.subplots(1, 2), CURVES, ("loss (mean absolute difference)", "validation PSNR-Y/dB")):
+        axes.plot(*zip(*curves[name]), "-" if name == "loss" else "o-", color="#1b7837", linewidth=1)
+        axes.set(xlabel="iterations", ylabel=label)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, metavar="OUT", required=True, help="output_dir of tools/pretrain.py")
+    parser.add_argument("--data", type=Path, required=True, help="folder with the test sets")
+    parser.add_argument("--sets", default="Set5,Set14", help="test sets under DATA (default: %(default)s)")
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="record to write; the plot beside it")
+    arguments = parser.parse_args()
+    cli.expect_report(arguments.json)
+    cli.prepare(load_config())
+    sets = arguments.sets.split(",")
+    runs.expect_sets(arguments.data, sets, load_artifact(arguments.run / WEIGHTS, KIND).metadata["architecture"]["scale"])
+    content = record(arguments.run, arguments.data, sets, arguments.json)
+    plot(content, arguments.json.with_suffix(".png"))
+    print("  ".join(f"{name} {content['results'][name]['psnr_y']:.2f}" for name in sets))
+
+
+if __name__ == "__main__":
+    cli.run(main)
