@@ -1,4 +1,4 @@
-"""How a full-precision training went: the curve in its VisualDL log, and its weights on the test sets.
+"""How a full-precision training went: its curve, and its weights on the test sets.
 
   python tools/pretrain.py -c configs/mambairv2_light_x2_fp.yml -o data.train=DIR -o output_dir=OUT
   python benchmarks/pretraining.py --run OUT --data DATA --sets Set5,Set14 --json benchmarks/results/pretraining.json
@@ -16,48 +16,40 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import runs  # noqa: E402
 from ppsr2q.core.config import load_config  # noqa: E402
-from ppsr2q.core.errors import UserError  # noqa: E402
 from ppsr2q.core.files import atomic_path, load_artifact  # noqa: E402
+from ppsr2q.core.resume import KIND as RESUME_KIND  # noqa: E402
 from ppsr2q.evaluation.records import write_record  # noqa: E402
 from ppsr2q.models.checkpoint import KIND  # noqa: E402
 from ppsr2q.workflow import cli  # noqa: E402
 
-WEIGHTS = "weights.safetensors"
-CURVES = {"loss": "train/loss", "psnr_y": "validation/psnr_y"}
+WEIGHTS, CHECKPOINT = "weights.safetensors", "resume/pretrain.safetensors"  # in what tools/pretrain.py writes
+CURVES = {"loss": "loss", "psnr_y": "validation/psnr_y"}
 
 
-def curve(log: Path, tag: str) -> List[Tuple[int, float]]:
-    """(iteration, value) of a scalar of a VisualDL log folder. Where a resumed run computed iterations again, its
-    values count; the two are the same bits."""
-    from visualdl import LogReader
-    points: Dict[int, float] = {}
-    for file in sorted(log.glob("vdlrecords.*.log")):
-        reader = LogReader(file_path=str(file))
-        if tag in reader.get_tags().get("scalar", []):
-            points.update((point.id, point.value) for point in reader.get_data("scalar", tag))
-    return sorted(points.items())
+def curves(checkpoint: Path) -> Dict[str, List[Tuple[int, float]]]:
+    """(iteration, value) of the loss and of the validation crops' PSNR-Y, whatever parts a run was made in."""
+    history = load_artifact(checkpoint, RESUME_KIND).metadata["state"]["history"]
+    return {name: [(entry["iteration"], entry[key]) for entry in history if key in entry] for name, key in CURVES.items()}
 
 
 def record(run: Path, data: Path, sets: Sequence[str], path: Path) -> Mapping[str, Any]:
     """Write the record of a finished run.
 
     Raises:
-        UserError: it has left no weights or no curve, or a test set is missing.
+        UserError: it has left no weights or no checkpoint, or a test set is missing.
     """
-    from ppsr2q.workflow.evaluating import load_upscaler, measure
+    from ppsr2q.workflow.evaluating import measure
+    from ppsr2q.workflow.networks import build_network, upscaler
     weights = run / WEIGHTS
     metadata = load_artifact(weights, KIND).metadata
-    curves = {name: curve(run / "log" / "pretrain", tag) for name, tag in CURVES.items()}
-    empty = [CURVES[name] for name, points in curves.items() if not points]
-    if empty:
-        raise UserError(f"{run / 'log' / 'pretrain'}: no VisualDL log with {' and '.join(empty)}")
     model, settings = metadata["config"]["model"], metadata["config"]["pretrain"]
     config = load_config(None, [f"model.name={model['name']}", f"model.scale={model['scale']}", f"model.weights={weights}",
                                 f"data.root={data}"])
-    found = measure(config, *load_upscaler(config, "the run's", None, "fp"), sets)
+    network = build_network(config)
+    found = measure(config, upscaler(network), network.scale, list(sets))
     start = "" if model["weights"] is None else " --weights START"
     return write_record(path, f"{model['name']} x{model['scale']} in full precision",
-                        {**runs.scores(found, sets), "curves": curves}, seconds=metadata["seconds"],
+                        {**runs.scores(found, sets), "curves": curves(run / CHECKPOINT)}, seconds=metadata["seconds"],
                         how=f"tools/pretrain.py{start}, benchmarks/pretraining.py --run OUT --data DATA",
                         seed=metadata["seed"], schedule=settings, protocol=found["protocol"],
                         fingerprint=metadata["weights_sha256"])
@@ -69,9 +61,8 @@ def plot(content: Mapping[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     FigureCanvasAgg(figure)
-    curves = content["results"]["curves"]
     for axes, name, label in zip(figure.subplots(1, 2), CURVES, ("loss (mean absolute difference)", "validation PSNR-Y/dB")):
-        axes.plot(*zip(*curves[name]), "-" if name == "loss" else "o-", color="#1b7837", linewidth=1)
+        axes.plot(*zip(*content["results"]["curves"][name]), "-" if name == "loss" else "o-", color="#1b7837", linewidth=1)
         axes.set(xlabel="iterations", ylabel=label)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=130)
