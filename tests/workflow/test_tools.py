@@ -263,6 +263,19 @@ def test_what_was_made_from_something_older_is_refused(exported, options, out, c
     network_of_stage(config, CONFIG, stage)
 
 
+def test_a_fused_network_without_routing_is_not_taken_for_one_with_it(exported, options, out, tmp_path):
+    from ppsr2q.core.config import load_config
+    from ppsr2q.core.files import load_artifact, save_artifact
+    from ppsr2q.workflow.stages import network_of_stage
+    (tmp_path / "rectifiers.safetensors").write_bytes((out / "rectifiers.safetensors").read_bytes())
+    fused = load_artifact(out / "fused.safetensors")
+    metadata = {key: value for key, value in fused.metadata.items() if key != "rectifiers_sha256"}
+    save_artifact(tmp_path / "fused.safetensors", fused.tensors, fused.kind, metadata)
+    config = load_config(ROOT / CONFIG, [*options[3::2], f"output_dir={tmp_path}"])
+    with pytest.raises(UserError, match="fused.safetensors: made from another rectifiers.safetensors"):
+        network_of_stage(config, CONFIG, "fused")
+
+
 def test_a_fused_network_of_another_scale_is_refused(exported, options, out):
     said = tool("evaluate", *options, "-o", "model.scale=4", "--sets", "Embedded", expect=2)
     assert "fused.safetensors: holds mambairv2_light x2, but the config is of mambairv2_light x4" in said
