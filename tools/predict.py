@@ -7,6 +7,7 @@ Large images: --tile 256 bounds the memory; tiles overlap and are blended, so th
 """
 from pathlib import Path
 
+from ppsr2q.core.errors import UserError
 from ppsr2q.workflow import cli
 
 
@@ -16,16 +17,19 @@ def main() -> None:
     cli.add_engine(parser)
     parser.add_argument("--tile", type=int, default=0, metavar="N",
                         help="side of a tile in low-resolution pixels, 0: whole images (default: %(default)s)")
-    parser.add_argument("--overlap", type=int, default=16, metavar="N", help="pixels that tiles share (default: %(default)s)")
+    parser.add_argument("--overlap", type=int, metavar="N", help="pixels that tiles share (default: 16)")
     parser.add_argument("input", type=Path, help="image file, folder of images, or video")
     parser.add_argument("output", type=Path, help="folder for the results, same file names (of a video: .mp4)")
     arguments = parser.parse_args()
+    if arguments.overlap is not None and not arguments.tile:
+        raise UserError(f"--overlap {arguments.overlap} is of --tile N, which is not given")
     config = cli.configure(arguments, needs_paddle=arguments.engine == "paddle")
     from ppsr2q.workflow.evaluating import load_upscaler
     from ppsr2q.workflow.predicting import predict
     upscale, scale = load_upscaler(config, arguments.config, arguments.model, None, arguments.engine,
                                     arguments.threads)
-    written = predict(upscale, scale, arguments.input, arguments.output, arguments.tile, arguments.overlap)
+    written = predict(upscale, scale, arguments.input, arguments.output, arguments.tile,
+                      16 if arguments.overlap is None else arguments.overlap)
     print(f"{len(written)} file(s) written to {arguments.output}")
 
 

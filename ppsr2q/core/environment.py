@@ -1,6 +1,7 @@
 """What must be settled before Paddle is imported. This module therefore never imports it."""
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.util
 import os
@@ -9,7 +10,7 @@ import sys
 import warnings
 from importlib import metadata
 from pathlib import Path
-from typing import Dict, Mapping, MutableMapping, Optional
+from typing import Dict, Iterator, Mapping, MutableMapping, Optional
 
 from ppsr2q.core.errors import UserError
 
@@ -82,13 +83,49 @@ def keep_freed_memory() -> None:
         library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def available_memory() -> Optional[int]:
-    """Bytes that the system can still give without swapping; None where it does not say (no /proc)."""
-    meminfo = Path("/proc/meminfo")
+def available_memory(meminfo: Path = Path("/proc/meminfo"), own_group: Path = Path("/proc/self/cgroup"),
+                     groups: Path = Path("/sys/fs/cgroup")) -> Optional[int]:
+    """Bytes that this process can still get without swapping: from the system, and from the control groups (version 2:
+    containers, services) it is in; None where the system does not say (no /proc).
+
+    Args:
+        meminfo, own_group, groups: the kernel's descriptions.
+    """
     if not meminfo.is_file():
         return None
     line = next((line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:")), None)
-    return None if line is None else 1024 * int(line.split()[1])
+    return None if line is None else min([1024 * int(line.split()[1]), *_left_in_groups(own_group, groups)])
+
+
+def _left_in_groups(own_group: Path, groups: Path) -> Iterator[int]:
+    entries = own_group.read_text().splitlines() if own_group.is_file() else []
+    names = [Path(entry[3:].lstrip("/")) for entry in entries if entry.startswith("0::")]
+    for name in (parent for own in names for parent in (own, *own.parents)):
+        with contextlib.suppress(OSError, ValueError, StopIteration):  # no such file, or "max"
+            limit, taken = (int((groups / name / f"memory.{key}").read_text()) for key in ("max", "current"))
+            statistics = (groups / name / "memory.stat").read_text().splitlines()
+            cache = next(int(line.split()[1]) for line in statistics if line.startswith("inactive_file "))
+            yield max(limit - taken + cache, 0)
+
+
+def require_memory(needed: int, what: str) -> None:
+    """Refuse work whose memory is not there: Linux would grant it, and then kill the process.
+
+    Args:
+        needed: bytes.
+        what: the work, for the message.
+
+    Raises:
+        UserError: fewer are available, also after what this process keeps (:func:`keep_freed_memory`) was given back.
+    """
+    free = available_memory()
+    if free is not None and needed > free:
+        if platform.libc_ver()[0] == "glibc":
+            ctypes.CDLL(None).malloc_trim(0)
+            free = available_memory()
+        if needed > free:
+            raise UserError(f"{what} needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} are free: use tiles "
+                            "(predict --tile)")
 
 
 def package_version(name: str) -> Optional[str]:

@@ -249,6 +249,6 @@ def _header(path: Path, content: bytes) -> Dict[str, Any]:
         kept = {key: header[key] for key in ("format", "kind", "versions", "metadata", "sha256")}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: a safetensors file, but not one that ppsr2q wrote") from error
-    if type(kept["format"]) is not int or not isinstance(kept["kind"], str):
-        raise UserError(f"{path}: damaged, its format and kind are not recorded")
+    if type(kept["format"]) is not int or not isinstance(kept["kind"], str) or not isinstance(kept["metadata"], dict):
+        raise UserError(f"{path}: damaged, its format, kind and metadata are not recorded")
     return kept

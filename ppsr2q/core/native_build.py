@@ -108,12 +108,10 @@ def cpu_description(*fields: str) -> str:
 
 
 def build_key(library: Library) -> str:
-    """Hash of everything that the built library depends on: sources, compiler, flags, processor."""
-    compiler = find_compiler()
-    version = subprocess.run([compiler, "--version"], stdout=subprocess.PIPE,
-                             stderr=subprocess.STDOUT, text=True)
+    """Hash of everything that the built library depends on: sources, flags, processor, and the compiler where $CXX
+    chooses it. A library that is there runs without any compiler."""
     # the processor tells machines apart that share one home folder
-    parts: List[str] = [compiler, version.stdout, *OPTIMIZATION, *library.target, *library.compile_flags,
+    parts: List[str] = [os.environ.get("CXX", ""), *OPTIMIZATION, *library.target, *library.compile_flags,
                         *library.link_flags, *library.depends, cpu_description("flags", "Features", "model name")]
     for folder in library.folders:
         for source in sorted(folder.iterdir()):

@@ -14,7 +14,7 @@ from typing import List, Optional, Tuple
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from ppsr2q.core.errors import UserError
 from ppsr2q.core.files import PathLike, atomic_path
@@ -29,8 +29,13 @@ _FORMATS = {
     ".tiff": "TIFF",
 }
 EXTENSIONS = tuple(_FORMATS)
+_WEBP_SIDE = 16383  # pixels, of the format
+_ROWS = 256  # converted at a time: in float64 a picture takes eight times its bytes
 _SAVE_OPTIONS = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}, "TIFF": {"compression": "tiff_lzw"}}
 _GREY_MODES = ("1", "L", "LA", "I;16", "I;16B", "I;16L", "I")
+_TRANSPARENT_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
+_DAMAGED = (OSError, SyntaxError, ValueError, TypeError, EOFError, struct.error, zlib.error)  # what Pillow raises
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # 64 MiB: some editors write large profiles as text
 _BITS_PER_SAMPLE = 258  # TIFF 6.0 tag
 
 
@@ -43,12 +48,14 @@ class Picture:
         alpha: float32 (H, W) in [0, 1], or None when the file has no transparency.
         gray: the file is single-channel (and is written as such).
         depth: bits per sample of the file, 8 or 16.
+        profile: the ICC colour profile that says what RGB means, or None; only files of 8 bits keep it.
     """
 
     rgb: np.ndarray
     alpha: Optional[np.ndarray] = None
     gray: bool = False
     depth: int = 8
+    profile: Optional[bytes] = None
 
 
 def list_images(folder: PathLike) -> List[Path]:
@@ -76,11 +83,11 @@ def read_picture(path: PathLike) -> Picture:
     Raises:
         UserError: naming the file, when it is missing, empty, truncated, no image, or of 32-bit samples.
     """
-    samples, gray = _decode(Path(path))
+    samples, gray, profile = _decode(Path(path))
     depth = 16 if samples.dtype == np.uint16 else 8
     values = samples.astype(np.float32) / np.float32(2**depth - 1)
     alpha = np.ascontiguousarray(values[..., 3]) if values.shape[2] == 4 else None
-    return Picture(np.ascontiguousarray(values[..., :3]), alpha, gray, depth)
+    return Picture(np.ascontiguousarray(values[..., :3]), alpha, gray, depth, profile)
 
 
 def read_rgb8(path: PathLike) -> np.ndarray:
@@ -89,7 +96,7 @@ def read_rgb8(path: PathLike) -> np.ndarray:
     Raises:
         UserError: as :func:`read_picture`.
     """
-    samples, _ = _decode(Path(path))
+    samples, _, _ = _decode(Path(path))
     if samples.dtype == np.uint16:
         samples = ((samples.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
     return np.ascontiguousarray(samples[..., :3])
@@ -104,7 +111,7 @@ def image_size(path: PathLike) -> Tuple[int, int]:
     try:
         with Image.open(path) as image:
             return image.height, image.width
-    except (OSError, Image.DecompressionBombError) as error:
+    except (*_DAMAGED, Image.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None) or "damaged, no image or too large"
         raise UserError(f"{path}: cannot read this image file: {reason}") from error
 
@@ -112,6 +119,17 @@ def image_size(path: PathLike) -> Tuple[int, int]:
 def write_rgb8(path: PathLike, image: np.ndarray) -> None:
     """Write a uint8 (H, W, 3) RGB image; see :func:`write_picture`."""
     write_picture(path, Picture(image.astype(np.float32) / np.float32(255.0)))
+
+
+def require_room(path: PathLike, height: int, width: int) -> None:
+    """Find out before a picture is computed whether the format that ``path`` names holds so many pixels.
+
+    Raises:
+        UserError: it does not (WebP: 16,383 a side).
+    """
+    if Path(path).suffix.lower() == ".webp" and max(height, width) > _WEBP_SIDE:
+        raise UserError(f"{path}: {width} x {height} pixels are too many for WebP (at most {_WEBP_SIDE} a side); convert "
+                        "the input to PNG")
 
 
 def write_picture(path: PathLike, picture: Picture) -> None:
@@ -136,11 +154,14 @@ def write_picture(path: PathLike, picture: Picture) -> None:
     if picture.alpha is not None:
         channels.append(picture.alpha[..., None])
     top, dtype = (65535, np.uint16) if deep else (255, np.uint8)
-    # float64, because float32 cannot round every 16-bit value.
-    samples = np.concatenate(channels, axis=2, dtype=np.float64)
-    samples = np.rint(np.clip(samples, 0.0, 1.0) * top).astype(dtype)
+    samples = np.empty((*picture.rgb.shape[:2], sum(channel.shape[2] for channel in channels)), dtype)
+    for start in range(0, len(samples), _ROWS):
+        rows = slice(start, start + _ROWS)
+        # float64, because float32 cannot round every 16-bit value.
+        values = np.concatenate([channel[rows] for channel in channels], axis=2, dtype=np.float64)
+        samples[rows] = np.rint(np.clip(values, 0.0, 1.0) * top)
     try:
-        encoded = _encode_deep(samples, kind) if deep else _encode(samples, kind)
+        encoded = _encode_deep(samples, kind) if deep else _encode(samples, kind, picture.profile)
     except (ValueError, OSError, cv2.error) as error:
         raise UserError(f"{path}: {samples.shape[1]} x {samples.shape[0]} pixels cannot be written as {kind}: {error}"
                         ) from error
@@ -148,8 +169,8 @@ def write_picture(path: PathLike, picture: Picture) -> None:
         Path(temporary).write_bytes(encoded)
 
 
-def _decode(path: Path) -> Tuple[np.ndarray, bool]:
-    """uint8 or uint16 samples (H, W, 3 RGB or 4 RGBA), and whether the file is single-channel."""
+def _decode(path: Path) -> Tuple[np.ndarray, bool, Optional[bytes]]:
+    """uint8 or uint16 samples (H, W, 3 RGB or 4 RGBA), whether the file is single-channel, and its colour profile."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -163,12 +184,16 @@ def _decode(path: Path) -> Tuple[np.ndarray, bool]:
                 raise UserError(f"{path}: expected 8 or 16-bit integer samples, found kind {image.mode!r}")
             image.load()
             gray = image.mode in _GREY_MODES
-            return (_decode_deep(path, data) if deep else _samples8(image)), gray
+            if deep:
+                return _decode_deep(path, data), gray, None
+            # a profile of another kind of colour (CMYK, Lab) says nothing of the RGB that Pillow converts it to
+            profile = image.info.get("icc_profile") if image.mode in (*_GREY_MODES, "RGB", "RGBA", "P", "PA") else None
+            return _samples8(image), gray, profile
     except Image.UnidentifiedImageError as error:
         raise UserError(f"{path}: not an image, or damaged; expected PNG, JPEG, WebP, BMP or TIFF") from error
     except Image.DecompressionBombError as error:
         raise UserError(f"{path}: too large to be decoded safely: {error}") from error
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
+    except _DAMAGED as error:
         raise UserError(f"{path}: damaged or truncated image: {error}") from error
 
 
@@ -183,7 +208,7 @@ def _bits(image: Image.Image, data: bytes) -> int:
 
 def _samples8(image: Image.Image) -> np.ndarray:
     image = ImageOps.exif_transpose(image)
-    transparent = "A" in image.getbands() or "transparency" in image.info
+    transparent = image.mode in _TRANSPARENT_MODES or "transparency" in image.info
     return np.asarray(image.convert("RGBA" if transparent else "RGB"))
 
 
@@ -196,12 +221,12 @@ def _decode_deep(path: Path, data: bytes) -> np.ndarray:
     return cv2.cvtColor(samples, cv2.COLOR_BGRA2RGBA if samples.shape[2] == 4 else cv2.COLOR_BGR2RGB)
 
 
-def _encode(samples: np.ndarray, kind: str) -> bytes:
+def _encode(samples: np.ndarray, kind: str, profile: Optional[bytes]) -> bytes:
     image = Image.fromarray(samples[..., 0] if samples.shape[2] == 1 else samples)
     if kind == "WEBP":
         image = image.convert("RGBA" if samples.shape[2] in (2, 4) else "RGB")
     buffer = io.BytesIO()
-    image.save(buffer, kind, **_SAVE_OPTIONS.get(kind, {}))
+    image.save(buffer, kind, icc_profile=profile, **_SAVE_OPTIONS.get(kind, {}))
     return buffer.getvalue()
 
 

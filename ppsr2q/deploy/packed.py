@@ -260,7 +260,7 @@ def read_packed(path: PathLike) -> PackedModel:
     _require_small(path)
     artifact = load_artifact(path, PACKED_KIND)
     metadata = artifact.metadata
-    if not isinstance(metadata, dict) or not {"architecture", "plan", _HEADER_KEY} <= set(metadata):
+    if not {"architecture", "plan", _HEADER_KEY} <= set(metadata):
         raise UserError(f"{path}: damaged, its metadata do not name architecture and plan")
     metadata = dict(metadata)
     header, architecture = metadata.pop(_HEADER_KEY), metadata.pop("architecture")

@@ -173,11 +173,13 @@ class _Job:
 
 def _write(form: "_Format", job: _Job, path: Path) -> Written:
     """Write a format in place of what is at ``path``, but only once it has answered as it must."""
-    try:
-        with (atomic_folder if form.folder else atomic_path)(path) as temporary:
+    with (atomic_folder if form.folder else atomic_path)(path) as temporary:
+        try:
             return dataclasses.replace(form.write(job, temporary), path=path)
-    except ParityError as error:
-        raise ParityError(f"{path} {error}; it was not written") from None
+        except ParityError as error:
+            raise ParityError(f"{path} {error}; it was not written") from None
+        except UserError as error:  # users never see the temporary name
+            raise UserError(str(error).replace(str(temporary), str(path))) from error
 
 
 def _write_fused(job: _Job, path: Path) -> Written:
@@ -257,8 +259,8 @@ def _checked_graph(job: _Job, path: Path, network: Callable) -> Written:
 
 
 def _checked(path: Path, network: Callable, expected: List[np.ndarray], measure: str, tolerance: float) -> Written:
-    difference = max(_MEASURES[measure](a, b) for a, b in zip(_outputs(network), expected))
-    if not difference <= tolerance:
+    difference = float(np.max([_MEASURES[measure](a, b) for a, b in zip(_outputs(network), expected)]))
+    if not difference <= tolerance:  # NaN, which np.max hands on, is not
         raise ParityError(f"differs from the calibrated student by {difference:.3g} (at most {tolerance:.3g} of an "
                           "output in [0, 1] is accepted)")
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]

@@ -11,9 +11,10 @@ import paddle
 from paddle import nn
 
 from ppsr2q.core.config import Config, config_to_dict
+from ppsr2q.core.environment import require_memory
 from ppsr2q.core.errors import UserError
 from ppsr2q.core.files import Artifact, load_artifact
-from ppsr2q.deploy.packed import PACKED_KIND, read_packed
+from ppsr2q.deploy.packed import PACKED_KIND, describe, read_packed
 from ppsr2q.deploy.packing import unpack
 from ppsr2q.models import ARCHITECTURES
 from ppsr2q.models.checkpoint import load_state, load_weights, weights_sha256
@@ -25,6 +26,7 @@ from ppsr2q.spr2q.finetune import changed_parameters, snapshot
 from ppsr2q.spr2q.fuse import FUSED_KIND, split_fused_state, strip_weight_quantizers
 
 EMBEDDED = "embedded"
+BYTES_PER_PIXEL = 8500  # of working memory in a forward with our kernels, measured; the references take more
 FOLDS = "folds/"  # prefix of what artifacts hold of them
 _EMBEDDED_FILES = {("mambairv2_light", 2): "mambairv2_light_x2_embedded.safetensors"}
 
@@ -268,12 +270,11 @@ def load_fused(path: Union[str, Path], routing: str = "argmax", routing_seed: in
 def network_of_fused(artifact: Artifact, path: Union[str, Path], routing: str = "argmax",
                      routing_seed: int = 0) -> nn.Layer:
     """:func:`load_fused` of a file that has been read."""
-    architecture = artifact.metadata["architecture"]
-    if architecture["name"] not in ARCHITECTURES:
-        raise UserError(f"{path}: unknown architecture {architecture['name']!r}; known: {', '.join(ARCHITECTURES)}")
+    architecture, plan = (artifact.metadata.get(key) for key in ("architecture", "plan"))
+    describe(architecture, str(path))  # refuses what this version does not know
     state, bounds = split_fused_state(artifact.tensors)
-    return fused_network(architecture, Plan.from_description(artifact.metadata["plan"], str(path)), state, bounds,
-                         str(path), routing, routing_seed)
+    return fused_network(architecture, Plan.from_description(plan, str(path)), state, bounds, str(path), routing,
+                         routing_seed)
 
 
 def load_packed(path: Union[str, Path], routing: str = "argmax", routing_seed: int = 0) -> nn.Layer:
@@ -304,8 +305,11 @@ def load_model(path: Union[str, Path], routing: str = "argmax", routing_seed: in
 
 
 def upscaler(network: nn.Layer):
-    """The network as a callable image -> image, float32 (h, w, 3) RGB in [0, 1] -> (scale h, scale w, 3), unclamped."""
+    """The network as a callable image -> image, float32 (h, w, 3) RGB in [0, 1] -> (scale h, scale w, 3), unclamped; a
+    UserError where the image needs more memory than is free."""
     def upscale(image: np.ndarray) -> np.ndarray:
+        height, width = image.shape[:2]
+        require_memory((BYTES_PER_PIXEL + 12 * network.scale**2) * height * width, f"an image of {width} x {height} pixels")
         x = paddle.to_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)[None]))
         with paddle.no_grad():
             return network(x)[0].numpy().transpose(1, 2, 0)

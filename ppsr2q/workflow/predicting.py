@@ -1,6 +1,7 @@
 """Using a network on a picture, a folder or a video: ``tools/predict.py``. Knows no framework."""
 from __future__ import annotations
 
+import dataclasses
 import sys
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 
 from ppsr2q.core.errors import UserError
 from ppsr2q.core.files import atomic_path, make_writable
-from ppsr2q.data.image_io import EXTENSIONS, Picture, list_images, read_picture, write_picture
+from ppsr2q.data.image_io import EXTENSIONS, Picture, list_images, read_picture, require_room, write_picture
 from ppsr2q.evaluation.metrics import require_finite, to_uint8
 from ppsr2q.evaluation.tiling import Upscaler, check_tiling, run_tiled
 from ppsr2q.workflow.progress import Progress
@@ -29,13 +30,14 @@ def _checked(upscale: Upscaler, file: Path) -> Upscaler:
 
 def predict_picture(upscale: Upscaler, scale: int, picture: Picture, tile: int, overlap: int) -> Picture:
     """Super-resolve a picture; grey stays grey, alpha is enlarged by plain bicubic (a mask is no photograph)."""
-    rgb = np.clip(_tiled(upscale, scale, tile, overlap)(picture.rgb), 0, 1)
+    rgb = _tiled(upscale, scale, tile, overlap)(picture.rgb)
+    rgb = np.clip(rgb, 0, 1, out=rgb)
     if picture.gray:
         rgb = np.repeat(rgb.mean(axis=2, keepdims=True), 3, axis=2)
     alpha = picture.alpha
     if alpha is not None:
         alpha = np.clip(cv2.resize(alpha, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC), 0, 1)
-    return Picture(rgb, alpha, picture.gray, picture.depth)
+    return dataclasses.replace(picture, rgb=rgb, alpha=alpha)
 
 
 def _output_name(file: Path) -> str:
@@ -74,11 +76,14 @@ def predict(upscale: Upscaler, scale: int, source: Path, target: Path, tile: int
     progress, written, failed = Progress("super-resolving", len(files)), [], []
     for name, file in names.items():
         try:
-            result = predict_picture(_checked(upscale, file), scale, read_picture(file), tile, overlap)
-            write_picture(target / name, result)
+            picture = read_picture(file)
+            require_room(target / name, *(scale * side for side in picture.rgb.shape[:2]))
+            write_picture(target / name, predict_picture(_checked(upscale, file), scale, picture, tile, overlap))
             written.append(target / name)
+        except MemoryError as error:
+            failed.append(f"{file}: not enough memory ({error}): use tiles, or smaller ones (--tile)")
         except UserError as error:
-            failed.append(str(error))
+            failed.append(str(error) if str(file) in str(error) else f"{file}: {error}")
         progress.advance()
     progress.close()
     if failed:
@@ -94,6 +99,14 @@ def _frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
         yield frame
 
 
+def _frames_in(path: Path) -> int:
+    capture = cv2.VideoCapture(str(path))
+    try:
+        return int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
+    finally:
+        capture.release()
+
+
 def predict_video(upscale: Upscaler, scale: int, source: Path, target: Path) -> int:
     """Super-resolve a video frame by frame into an MPEG-4 file at the same rate; sound is not copied.
 
@@ -101,7 +114,7 @@ def predict_video(upscale: Upscaler, scale: int, source: Path, target: Path) -> 
         The number of frames.
 
     Raises:
-        UserError: the video cannot be decoded, or this OpenCV cannot encode the enlarged one.
+        UserError: the video cannot be decoded, or this OpenCV cannot encode the enlarged one, or not all of it.
     """
     if not source.is_file():
         raise UserError(f"{source}: no such video file")
@@ -128,6 +141,9 @@ def predict_video(upscale: Upscaler, scale: int, source: Path, target: Path) -> 
                 writer.release()
             if not done:
                 raise UserError(f"{source}: no frame of this video can be decoded")
+            kept = _frames_in(temporary)
+            if kept != done:  # OpenCV's writer tells of no error
+                raise UserError(f"{target}: only {kept} of {done} frames could be written (disk full?)")
         progress.close()
         if done < announced:
             print(f"{source}: only {done} of the {announced} frames that it announces could be decoded",

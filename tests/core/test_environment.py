@@ -49,6 +49,32 @@ def test_too_late_after_the_import_and_without_cpuinfo(tmp_path, monkeypatch):
     assert prepare_environment({}, tmp_path / "cpuinfo") == {}
 
 
+def test_memory_is_what_system_and_containers_leave(tmp_path):
+    names = {"meminfo": "MemTotal: 99 kB\nMemAvailable: 50 kB\n", "cgroup": "4:memory:/old\n0::/outer/inner\n"}
+    for name, text in names.items():
+        (tmp_path / name).write_text(text)
+    for folder, limit, taken in (("outer", "45000", "40000"), ("outer/inner", "max", "7000")):
+        (tmp_path / folder).mkdir()
+        for key, text in (("max", limit), ("current", taken), ("stat", "anon 1\ninactive_file 3000\nfile 9\n")):
+            (tmp_path / folder / f"memory.{key}").write_text(text + "\n")
+    files = tmp_path / "meminfo", tmp_path / "cgroup", tmp_path
+    assert environment.available_memory(*files) == 45000 - 40000 + 3000
+    (tmp_path / "outer" / "memory.max").write_text("max\n")
+    assert environment.available_memory(*files) == 50 * 1024
+    (tmp_path / "cgroup").unlink()
+    assert environment.available_memory(*files) == 50 * 1024
+    assert environment.available_memory(tmp_path / "none") is None
+
+
+def test_what_a_process_keeps_is_given_back_before_memory_is_said_to_lack(monkeypatch):
+    free = iter([10, 30, 10, 20])
+    monkeypatch.setattr(environment, "available_memory", lambda: next(free))
+    monkeypatch.setattr(environment.platform, "libc_ver", lambda: ("glibc", "2.31"))
+    environment.require_memory(30, "this")
+    with pytest.raises(UserError, match="that needs about 0.0 GiB, 0.0 are free: use tiles"):
+        environment.require_memory(30, "that")
+
+
 @pytest.mark.parametrize("left_open, environ, expected", [
     (True, {}, usable_processors()), (True, {"PADDLE_TRAINERS_NUM": "1"}, usable_processors()),
     (False, {}, None), (True, {"PADDLE_TRAINERS_NUM": "2"}, None)])

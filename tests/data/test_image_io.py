@@ -2,7 +2,7 @@
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms, PngImagePlugin
 
 from ppsr2q.core.errors import UserError
 from ppsr2q.data.image_io import (
@@ -147,6 +147,39 @@ def test_what_a_format_cannot_hold_is_named(tmp_path):
     with pytest.raises(UserError, match="wide.webp: 16384 x 1 pixels cannot be written as WEBP"):
         write_picture(tmp_path / "wide.webp", Picture(np.zeros((1, 16384, 3), np.float32)))
     assert not list(tmp_path.iterdir())
+
+
+def test_pictures_larger_than_a_band_of_rows_are_whole(tmp_path):
+    samples = np.random.default_rng(3).integers(0, 256, (600, 3, 3), dtype=np.uint8)
+    write_rgb8(tmp_path / "a.png", samples)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png")), samples)
+
+
+@pytest.mark.parametrize("extension", [".png", ".webp", ".tif", ".jpg"])
+def test_colour_profiles_survive(tmp_path, colour, extension):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.fromarray(colour[..., :3]).save(tmp_path / f"a{extension}", icc_profile=profile)
+    write_picture(tmp_path / "b.png", read_picture(tmp_path / f"a{extension}"))
+    assert Image.open(tmp_path / "b.png").info["icc_profile"] == profile
+
+
+def test_a_profile_of_other_colours_is_dropped_and_lab_is_not_transparent(tmp_path):
+    Image.new("CMYK", (3, 2)).save(tmp_path / "a.jpg", icc_profile=b"of inks")
+    assert read_picture(tmp_path / "a.jpg").profile is None
+    Image.new("LAB", (3, 2)).save(tmp_path / "a.tif")
+    assert read_picture(tmp_path / "a.tif").alpha is None
+
+
+def test_large_texts_in_a_png_are_no_damage(tmp_path):
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("profile", "x" * 3_000_000, zip=True)
+    Image.fromarray(np.full((4, 5, 3), 7, np.uint8)).save(tmp_path / "a.png", pnginfo=texts)
+    assert image_size(tmp_path / "a.png") == (4, 5)
+    np.testing.assert_array_equal(read_rgb8(tmp_path / "a.png"), np.full((4, 5, 3), 7))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PngImagePlugin, "MAX_TEXT_CHUNK", 100)
+        with pytest.raises(UserError, match="a.png: cannot read this image file"):
+            image_size(tmp_path / "a.png")
 
 
 def test_list_images(tmp_path):

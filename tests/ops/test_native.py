@@ -47,6 +47,13 @@ def test_second_load_comes_from_the_cache_and_changed_sources_are_rebuilt(small_
     assert builds(capsys) == 1
 
 
+def test_what_is_built_needs_no_compiler_any_more(small_sources, tmp_path, monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    load_or_build(tmp_path / "cache")
+    monkeypatch.setenv("PATH", "")
+    assert load_or_build(tmp_path / "cache").ppsr2q_answer() == 42
+
+
 @pytest.mark.parametrize("damage", ["truncated", "empty", "changed", "text"])
 def test_damaged_cache_is_rebuilt(small_sources, tmp_path, capsys, damage):
     library = native.kernels(native.native_target())
@@ -85,9 +92,10 @@ def attempt(monkeypatch):
         native._attempt.cache_clear()
 
 
-def test_no_compiler_is_one_warning_that_says_what_helps(monkeypatch):
+def test_no_compiler_is_one_warning_that_says_what_helps(monkeypatch, tmp_path):
     monkeypatch.delenv("PPSR2Q_KERNELS", raising=False)
     monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PPSR2Q_CACHE", str(tmp_path))
     monkeypatch.setenv("PATH", "")
     (library, reason), messages = attempt(monkeypatch)
     assert library is None and "no C++ compiler was found" in reason

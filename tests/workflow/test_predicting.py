@@ -59,6 +59,45 @@ def test_a_video_that_ends_early_says_so(video, tmp_path, capsys, monkeypatch):
     assert f"{video}: only 3 of the 5 frames that it announces could be decoded" in capsys.readouterr().err
 
 
+def test_a_video_that_cannot_be_written_whole_is_no_result(video, tmp_path, monkeypatch):
+    class Forgetful(cv2.VideoWriter):
+        frames = 0
+
+        def write(self, frame):
+            self.frames += 1
+            if self.frames != 2:
+                super().write(frame)
+    monkeypatch.setattr(cv2, "VideoWriter", Forgetful)
+    with pytest.raises(UserError, match=r"film.mp4: only 4 of 5 frames could be written \(disk full\?\)"):
+        predict(doubled, 2, video, tmp_path / "out", 0, 4)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_one_image_without_memory_does_not_keep_the_others_from_being_enlarged(tmp_path):
+    for name, side in (("a.png", 9), ("b.png", 4)):
+        cv2.imwrite(str(tmp_path / name), np.zeros((side, side, 3), np.uint8))
+
+    def upscale(image):
+        if len(image) > 4:
+            raise MemoryError("the scan")
+        return doubled(image)
+    with pytest.raises(UserError, match=r"a.png: not enough memory \(the scan\): use tiles.*\n\(1 other"):
+        predict(upscale, 2, tmp_path, tmp_path / "out", 0, 4)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.png"]
+
+
+def test_an_image_too_large_for_its_format_is_named_before_it_is_computed(tmp_path):
+    cv2.imwrite(str(tmp_path / "wide.webp"), np.zeros((2, 9000, 3), np.uint8))
+    with pytest.raises(UserError, match="wide.webp: 18000 x 4 pixels are too many for WebP"):
+        predict(lambda image: pytest.fail("computed"), 2, tmp_path / "wide.webp", tmp_path / "out", 0, 4)
+
+
+def test_overlap_without_tiles_is_refused():
+    done = subprocess.run([sys.executable, str(ROOT / "tools" / "predict.py"), "--model", "m", "--overlap", "8", "a", "b"],
+                          text=True, capture_output=True)
+    assert done.returncode == 2 and "--overlap 8 is of --tile N" in done.stderr
+
+
 def test_wrong_names_leave_nothing_behind(tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((4, 4, 3), np.uint8))
     with pytest.raises(UserError, match="b.png: expected a folder to write to, this is the name of a file"):

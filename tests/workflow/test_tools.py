@@ -200,6 +200,40 @@ def test_damaged_models_are_refused(exported, out, tmp_path):
     assert "'rectifiers'" in said and "fused model" in said and "packed model" in said
 
 
+@pytest.mark.parametrize("change, message", [
+    ({"architecture": None}, "unknown architecture None"), ({"architecture": "x"}, "unknown architecture x"),
+    ({"architecture": {"name": "mambairv2_light", "scale": 3}}, "known: mambairv2_light x2, mambairv2_light x4"),
+    ({"plan": None}, "its quantization plan is not one that ppsr2q writes")])
+def test_fused_models_of_unknown_kinds_are_refused(exported, out, tmp_path, change, message):
+    from ppsr2q.core.files import load_artifact, save_artifact
+    from ppsr2q.workflow.networks import load_fused
+    fused = load_artifact(out / "fused.safetensors")
+    save_artifact(tmp_path / "m.safetensors", fused.tensors, fused.kind, {**fused.metadata, **change})
+    with pytest.raises(UserError, match=f"m.safetensors: {message}|m.safetensors.*{message}"):
+        load_fused(tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize("broken", range(2))
+def test_a_form_that_answers_no_numbers_differs(broken):
+    import paddle
+
+    from ppsr2q.core.errors import ParityError
+    from ppsr2q.workflow import exporting
+    expected = [np.zeros((1, 3, 2 * h, 2 * w), np.float32) for h, w in exporting.PROBE_SIZES]
+    answers = iter([paddle.to_tensor(a * (np.nan if i == broken else 1)) for i, a in enumerate(expected)])
+    with pytest.raises(ParityError, match="by nan"):
+        exporting._checked(ROOT, lambda image: next(answers), expected, exporting._LARGEST, 1e-5)
+
+
+def test_errors_of_a_writer_name_the_file_that_was_asked_for(tmp_path):
+    from ppsr2q.workflow import exporting
+
+    def write(job, path):
+        raise UserError(f"{path}: a parameter is not finite as float16")
+    with pytest.raises(UserError, match=f"^{tmp_path / 'model.safetensors'}: a parameter"):
+        exporting._write(exporting._Format(write, "packed"), None, tmp_path / "model.safetensors")
+
+
 def test_a_parity_failure_leaves_with_code_3_and_what_was_there(exported, options, out, monkeypatch):
     from ppsr2q.core.config import load_config
     from ppsr2q.core.errors import ParityError

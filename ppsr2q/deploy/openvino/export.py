@@ -50,7 +50,10 @@ def write_openvino(folder: PathLike, model: PackedModel, optimize: bool = False)
     with atomic_folder(folder) as temporary:
         if optimize:
             shutil.copyfile(scan_library(), temporary / LIBRARY)
-        import_package("openvino").serialize(network, str(temporary / GRAPH), str(temporary / WEIGHTS))
+        try:
+            import_package("openvino").serialize(network, str(temporary / GRAPH), str(temporary / WEIGHTS))
+        except RuntimeError as error:  # its own kind of OSError
+            raise UserError(f"{folder}: OpenVINO cannot write its files there ({error})") from error
 
 
 class OpenvinoUpscaler:

@@ -6,7 +6,7 @@ from typing import List, Optional, Tuple
 
 import numpy as np
 
-from ppsr2q.core.environment import available_memory
+from ppsr2q.core.environment import require_memory
 from ppsr2q.core.errors import UserError
 from ppsr2q.deploy.images import checked
 from ppsr2q.deploy.packed import PackedModel
@@ -14,7 +14,7 @@ from ppsr2q.deploy.runtime import library
 from ppsr2q.deploy.threads import checked_threads
 
 MAX_SIDE = 2**15  # of an image; larger ones are work for tiling long before
-BYTES_PER_PIXEL = 1700  # of working memory, measured
+BYTES_PER_PIXEL = 1800  # of working memory: the most that planes of any plan take
 LAYER_CHANNELS, WINDOW, LAYERS = 48, 16, 20
 
 # Status codes of the C interface (ops/csrc/status.h).
@@ -48,7 +48,6 @@ class Runtime:
                  instruction_set: Optional[str] = None, source: str = "the packed model") -> None:
         self.scale: int = model.architecture["scale"]
         self.threads = checked_threads(threads)
-        self._proven = 0  # bytes that images have needed so far
         self.instruction_set = library.chosen_set(instruction_set)
         self._library = library.load_library(self.instruction_set)
         self._network = self._create(model, source)
@@ -73,7 +72,7 @@ class Runtime:
         """Super-resolve.
 
         Args:
-            image: float32 (h, w, 3), RGB in [0, 1], any h and w from 1. Memory grows with h w (about 1.7 kB a pixel):
+            image: float32 (h, w, 3), RGB in [0, 1], any h and w from 1. Memory grows with h w (about 1.8 kB a pixel):
                 ``evaluation.tiling.run_tiled`` bounds it.
 
         Returns:
@@ -87,27 +86,12 @@ class Runtime:
         height, width = image.shape[:2]
         if max(height, width) > MAX_SIDE:
             raise UserError(f"image sides must be at most {MAX_SIDE}, got {width} x {height}; use tiles (predict --tile)")
-        self._expect_memory(height, width)
-        try:
-            result = np.empty((self.scale * height, self.scale * width, 3), np.float32)
-        except MemoryError:
-            raise UserError(f"not enough memory for a result of {self.scale * width} x {self.scale * height} pixels"
-                            ) from None
+        require_memory(BYTES_PER_PIXEL * _padded(height) * _padded(width) + 12 * self.scale**2 * height * width,
+                       f"an image of {width} x {height} pixels")
+        result = np.empty((self.scale * height, self.scale * width, 3), np.float32)
         self._check(self._library.ppsr2q_runtime_upscale(self._network, image.ctypes.data, height, width,
                                                          self.threads, result.ctypes.data))
         return result
-
-    def _expect_memory(self, height: int, width: int) -> None:
-        """Refuse an image whose working memory is not there: Linux would grant it and then kill the process."""
-        needed = BYTES_PER_PIXEL * _padded(height) * _padded(width)
-        if needed <= self._proven:
-            return
-        free = available_memory()
-        # what an earlier image took may be kept by this process, and is then not counted as free
-        if free is not None and needed - self._proven > free:
-            raise UserError(f"an image of {width} x {height} pixels needs about {needed / 2**30:.1f} GiB, "
-                            f"{free / 2**30:.1f} are free: use tiles (predict --tile)")
-        self._proven = needed
 
     def run_layer(self, index: int, tokens: np.ndarray) -> np.ndarray:
         """One AttentiveLayer alone, for comparisons with the network in Paddle.
