@@ -84,9 +84,8 @@ def load_state(model: nn.Layer, state: Dict[str, np.ndarray], source: str) -> No
     wrong = {key for key in expected if state[key].shape != expected[key].shape}
     if wrong == {"upsample.0.weight", "upsample.0.bias"}:
         outputs = state["upsample.0.bias"].shape[0] if state["upsample.0.bias"].ndim else 0
-        scale = {12: "x2", 27: "x3", 48: "x4"}.get(outputs, "another scale")
-        raise UserError(f"{source}: these are weights for {scale}, the configured network is x{model.scale} "
-                        f"(set model.scale)")
+        scale = {12: "x2 (set model.scale)", 48: "x4 (set model.scale)"}.get(outputs, "a scale other than x2 and x4")
+        raise UserError(f"{source}: the configured network is x{model.scale}, these are weights for {scale}")
     if wrong:
         key = sorted(wrong)[0]
         raise UserError(f"{source}: {key} has shape {list(state[key].shape)}, expected {list(expected[key].shape)}"

@@ -33,7 +33,7 @@ _policy: Union[str, frozenset] = "auto"
 @contextlib.contextmanager
 def use(policy: Union[str, Iterable[str]]) -> Iterator[None]:
     """Within the block: ``"auto"`` (kernels where they serve), ``"reference"`` (none), or a set of operator
-    names (kernels for these, which must be available, and references for all others)."""
+    names (kernels for these, which raise ValueError where they do not serve, and references for all others)."""
     global _policy
     if isinstance(policy, str):
         if policy not in ("auto", "reference"):
@@ -77,34 +77,43 @@ def _validate(operator, tensors) -> None:
             raise ValueError(f"{operator}: {name} is empty, shape {list(tensor.shape)}")
 
 
-def why_reference(operator: str, tensors: Sequence[Optional[paddle.Tensor]] = (), points: Sequence = ()
-                  ) -> Optional[str]:
+def why_reference(operator: str, tensors: Sequence[Optional[paddle.Tensor]] = (), points: Sequence = (),
+                  beyond: Optional[str] = None) -> Optional[str]:
     """Why the reference computes this call; None when the kernel does. Without tensors: any ordinary call."""
     if not paddle.in_dynamic_mode():
         return "a graph is being traced"
-    if _policy == "reference" or (isinstance(_policy, frozenset) and operator not in _policy):
+    forced = isinstance(_policy, frozenset)
+    if _policy == "reference" or (forced and operator not in _policy):
         return "the policy says so"
+    reason = beyond or _unserved(operator, tensors, points)
+    if forced:
+        native.library()  # raises where there are none
+        if reason is not None:
+            raise ValueError(f"{operator}: the policy asks for the kernel, but {reason}")
+    return reason or native.why_unavailable()
+
+
+def _unserved(operator: str, tensors: Sequence[Optional[paddle.Tensor]], points: Sequence) -> Optional[str]:
     for tensor in tensors:
         if tensor is not None and (tensor.dtype != paddle.float32 or not tensor.place.is_cpu_place()):
             return f"{tensor.dtype} on {tensor.place}, kernels take float32 on the CPU"
     if any(point is not None and point.observing for point in points):
         return "a range search observes a tensor inside"
-    reason = _beyond_limits(operator, tensors) if tensors else None
-    if reason is None and isinstance(_policy, frozenset):
-        native.library()  # raises: a forced kernel must not silently be a reference
-    return reason or native.why_unavailable()
+    return _beyond_limits(operator, tensors) if tensors else None
 
 
-def serves(operator: str, tensors: Sequence[Optional[paddle.Tensor]], points: Sequence = ()) -> bool:
+def serves(operator: str, tensors: Sequence[Optional[paddle.Tensor]], points: Sequence = (),
+           beyond: Optional[str] = None) -> bool:
     """Whether the kernel computes this call.
 
     Args:
         tensors: the operator's tensor arguments in the order of :data:`ARGUMENTS`; None where absent.
         points: its quantizers (``QuantPoint`` or None).
+        beyond: what of this call no kernel does, as the operator itself knows.
 
     Raises:
-        ValueError: a tensor is empty or not floating point.
+        ValueError: a tensor is empty or not floating point, or the kernel is asked for (:func:`use`) and does not serve.
     """
     if paddle.in_dynamic_mode():
         _validate(operator, tensors)
-    return why_reference(operator, tensors, points) is None
+    return why_reference(operator, tensors, points, beyond) is None

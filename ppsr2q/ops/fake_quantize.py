@@ -84,6 +84,8 @@ def fake_quantize(x: paddle.Tensor, bounds: paddle.Tensor, bits: int) -> paddle.
     The gradient is Eq. 8 (straight through the rounding, ordinary differentiation elsewhere):
     dx_q/dx = 1[a <= x <= b]; dx_q/db = 1[x >= b] + r/L - (c - a)/(b - a); dx_q/da = 1[x <= a] - r/L + (c - a)/(b - a).
     """
+    if not 1 <= bits <= 8 or list(bounds.shape) != [2]:
+        raise ValueError(f"expected 1 to 8 bits and bounds of shape [2], got {bits} and {list(bounds.shape)}")
     if dispatch.serves("fake_quantize", (x, bounds)):
         from ppsr2q.ops import kernels
         return kernels.fake_quantize(x, bounds, bits)

@@ -11,7 +11,7 @@ import importlib.util
 import os
 import warnings
 from pathlib import Path
-from typing import Mapping, Optional, Sequence
+from typing import Mapping, Optional, Sequence, Tuple
 
 import paddle
 
@@ -37,16 +37,30 @@ _CPU = paddle.CPUPlace()
 def paddle_openmp() -> Optional[Path]:
     """The OpenMP runtime in Paddle's wheel, None when it ships none."""
     spec = importlib.util.find_spec("paddle")
-    path = Path(spec.submodule_search_locations[0]) / "libs" / "libiomp5.so"
-    return path if path.exists() else None
+    libs = Path(spec.submodule_search_locations[0]) / "libs"
+    return next((path for path in (libs / "libiomp5.so", libs / "libiomp5.dylib") if path.exists()), None)
 
 
-def kernels(target: Sequence[str]) -> native_build.Library:
-    """The library of ``csrc/`` for ``target`` (flags: ``-march=x86-64-v3``)."""
-    openmp = paddle_openmp()
-    link = ("-fopenmp",) if openmp is None else (str(openmp), f"-Wl,-rpath,{openmp.parent}")
+def kernels(target: Sequence[str], threads: bool = True) -> native_build.Library:
+    """The library of ``csrc/`` for ``target`` (flags: ``-march=x86-64-v3``), with OpenMP or for one thread."""
+    compile_flags: Tuple[str, ...] = ()
+    link: Tuple[str, ...] = ()
+    if threads:
+        openmp = paddle_openmp()
+        compile_flags = ("-fopenmp",)
+        link = ("-fopenmp",) if openmp is None else (str(openmp), f"-Wl,-rpath,{openmp.parent}")
     return native_build.Library("kernels", "CPU kernels", COMPILE_SECONDS, SOURCES / UNIT, (SOURCES,), tuple(target),
-                                ("-fopenmp",), link, (paddle.__version__,))
+                                compile_flags, link, (paddle.__version__,))
+
+
+def _load() -> ctypes.CDLL:
+    try:
+        return native_build.load_or_build(kernels(native_target()), cache_folder())
+    except KernelsUnavailable as error:
+        # Apple's clang knows no OpenMP, and others need a package for it
+        loaded = native_build.load_or_build(kernels(native_target(), threads=False), cache_folder())
+        warnings.warn(f"CPU kernels run on one thread, because they cannot be built with OpenMP: {error}", stacklevel=3)
+        return loaded
 
 
 @functools.lru_cache(maxsize=None)
@@ -58,7 +72,7 @@ def _attempt():
     if setting == "off":
         return None, "PPSR2Q_KERNELS=off"
     try:
-        return native_build.load_or_build(kernels(native_target()), cache_folder()), None
+        return _load(), None
     except KernelsUnavailable as error:
         warnings.warn(f"CPU kernels are not available: {error}. Plain Paddle computes instead, with the same "
                       f"results, about ten times slower (PPSR2Q_KERNELS=off silences this).", stacklevel=2)
@@ -115,8 +129,16 @@ def empty_like(tensor: paddle.Tensor) -> paddle.Tensor:
 
 
 def pointer(tensor: Optional[paddle.Tensor]) -> Optional[int]:
-    """Address of a contiguous tensor's data, None (a C null pointer) for None."""
-    return None if tensor is None else tensor.data_ptr()
+    """Address of a contiguous tensor's data, None (a C null pointer) for None.
+
+    Raises:
+        ValueError: neither float32 nor int32, which is all that kernels read.
+    """
+    if tensor is None:
+        return None
+    if tensor.dtype != paddle.float32 and tensor.dtype != paddle.int32:
+        raise ValueError(f"kernels take parameters of float32, got {tensor.dtype} of shape {list(tensor.shape)}")
+    return tensor.data_ptr()
 
 
 def contiguous(tensor: Optional[paddle.Tensor]) -> Optional[paddle.Tensor]:
@@ -151,5 +173,7 @@ def check(status: int, operator: str, tensors: Mapping[str, paddle.Tensor],
         raise ValueError(f"{operator}: a size is not compiled into the kernel")
     if status == _NOT_FINITE:
         raise ValueError(f"{operator}: the arguments are finite but the result overflows")
+    if status < 0:
+        raise RuntimeError(f"{operator}: the kernel failed with status {status}")
     name, tensor = list(tensors.items())[status - 1]
     raise ValueError(f"{operator}: {name} of shape {list(tensor.shape)} contains NaN or infinite values")

@@ -30,6 +30,13 @@ def layer_norm(x: paddle.Tensor, norm: nn.LayerNorm) -> paddle.Tensor:
         float32 (..., C).
     """
     if not paddle.in_dynamic_mode() or norm.weight is None or not norm.weight.stop_gradient or x.stop_gradient:
-        return norm(x)
+        return nn.LayerNorm.forward(norm, x)
     y = F.layer_norm(x, norm._normalized_shape, epsilon=norm._epsilon) * norm.weight
     return y if norm.bias is None else y + norm.bias
+
+
+class FrozenLayerNorm(nn.LayerNorm):
+    """A LayerNorm that computes by :func:`layer_norm`, for networks that call their norms themselves."""
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return layer_norm(x, self)

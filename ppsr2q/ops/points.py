@@ -63,6 +63,11 @@ def needs_token_mean(layer: nn.Layer) -> bool:
     return getattr(layer, "needs_token_mean", False)
 
 
+def has_weight_per_sample(layer: nn.Layer) -> bool:
+    """Whether each sample of a batch has a weight of its own (a dynamic gate that is not averaged): no kernel does."""
+    return getattr(layer, "has_weight_per_sample", False)
+
+
 def weight_of(layer: nn.Layer, token_mean: Optional[paddle.Tensor] = None) -> paddle.Tensor:
     """The weight a layer computes with, in the layer's own layout.
 

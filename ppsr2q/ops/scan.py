@@ -6,8 +6,8 @@ from typing import Optional
 import paddle
 from paddle.nn import functional as F
 
-from ppsr2q.ops import dispatch
-from ppsr2q.ops.points import QuantPoint, quantize
+from ppsr2q.ops import dispatch, native
+from ppsr2q.ops.points import QuantPoint, point_arguments, quantize
 
 _CHUNK_DOUBLINGS = 8
 _CHUNK = 2**_CHUNK_DOUBLINGS
@@ -111,7 +111,8 @@ def selective_scan(u: paddle.Tensor, delta: paddle.Tensor, A: paddle.Tensor, B: 
         y float32 (B, L, D), or (y, states float32 (B, L, D, N)).
     """
     tensors = (u, delta, A, B, C, D, delta_bias)
-    if dispatch.serves("selective_scan", tensors, (state_point,)):
+    kept = return_states and native.needs_gradient(*tensors, point_arguments(state_point)[0])
+    if dispatch.serves("selective_scan", tensors, (state_point,), "states are returned with gradients" if kept else None):
         from ppsr2q.ops import kernels
         return kernels.selective_scan(*tensors, state_point=state_point, return_states=return_states)
     return selective_scan_reference(*tensors, state_point=state_point, return_states=return_states)

@@ -60,30 +60,37 @@ def calibrate(model: nn.Layer, batch: paddle.Tensor, settings: CalibrationSettin
         Plan name -> (a, b).
 
     Raises:
-        UserError: a quantizer saw a value that is not finite: the weights, or the images, are broken.
+        UserError: a quantizer saw a value that is not finite: the weights, or the images, are broken. Or an activation
+            is quantized more than once in a forward pass: no one of the tensors tells the bounds of all.
         ValueError: a quantizer was not reached by the forward pass.
     """
     quantizers = named_quantizers(model)
     found: Dict[str, tuple] = {name: q.fixed for name, q in quantizers.items() if q.fixed is not None}
 
     def observer_of(name: str) -> Observer:
+        of_weight = name.endswith(".weight")
+
         def search(quantizer, x):
-            limit = max(x.size, 2) if name.endswith(".weight") else settings.max_samples
+            if name not in found:
+                found[name] = search_first(quantizer, x)
+            elif not of_weight:
+                raise UserError(f"{name}: reached more than once in a forward pass; give every call a layer of its own")
+            return quantizer.act(x) if settings.progressive else x
+
+        def search_first(quantizer, x):
+            limit = max(x.size, 2) if of_weight else settings.max_samples
             values = subsample(x.numpy(), limit, settings.seed + zlib.crc32(name.encode()))
             if not np.isfinite(values).all():
                 raise UserError(f"{name}: holds NaN or infinite values; are these the right weights?")
-            found[name] = settings.search(values, quantizer.bits, quantizer.one_sided)
-            quantizer.observer = None
-            quantizer.set_bounds(*found[name])
-            if not settings.progressive:
-                quantizer.observer = pass_through
+            bounds = settings.search(values, quantizer.bits, quantizer.one_sided)
+            quantizer.set_bounds(*bounds)
             if on_quantizer is not None:
                 on_quantizer(name)
-            return quantizer(x)
+            return bounds
         return search
 
-    observe(model, batch, {name: pass_through if quantizer.fixed is not None else observer_of(name)
-                           for name, quantizer in quantizers.items()})
+    fixed = {} if settings.progressive else dict.fromkeys(found, pass_through)
+    observe(model, batch, {**fixed, **{name: observer_of(name) for name in quantizers if name not in found}})
     unseen = sorted(set(quantizers) - set(found))
     if unseen:
         raise ValueError(f"the forward pass did not reach {len(unseen)} quantizers, the first is {unseen[0]}")

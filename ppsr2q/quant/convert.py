@@ -2,12 +2,13 @@
 from __future__ import annotations
 
 import copy
-from typing import Dict, Optional
+from typing import Dict, List, Optional, Tuple
 
 import paddle
 from paddle import nn
 
 from ppsr2q import ops
+from ppsr2q.ops.norm import FrozenLayerNorm
 from ppsr2q.quant.fake_quantizer import FakeQuantizer
 from ppsr2q.quant.layers import QuantConv2D, QuantLinear
 from ppsr2q.quant.plan import Plan, PlannedTensor
@@ -33,11 +34,21 @@ def _quantizer(tensor: Optional[PlannedTensor], plan: Plan) -> ops.QuantPoint:
     return FakeQuantizer(tensor.bits, plan.options, tensor.entry.one_sided, tensor.entry.fixed)
 
 
+def _places(model: nn.Layer) -> Dict[int, List[Tuple[nn.Layer, str]]]:
+    """id -> (owner, attribute) of every sublayer; several where a layer is shared."""
+    places: Dict[int, List[Tuple[nn.Layer, str]]] = {}
+    for owner in model.sublayers(include_self=True):
+        for leaf, layer in owner._sub_layers.items():
+            places.setdefault(id(layer), []).append((owner, leaf))
+    return places
+
+
 def quantize(model: nn.Layer, plan: Plan) -> nn.Layer:
     """A copy of ``model`` whose planned layers and points are quantized; ``model`` itself is left alone.
 
     The bounds are unset until ``calibrate`` (or a loaded state) sets them. All parameters of the copy are frozen
-    except the bounds.
+    except the bounds; LayerNorms get the right gradient of their input nevertheless. A layer that has several places in
+    the network has one quantizer for all of them.
 
     Raises:
         UserError: from :meth:`Plan.resolve`.
@@ -46,6 +57,10 @@ def quantize(model: nn.Layer, plan: Plan) -> nn.Layer:
     student = copy.deepcopy(model)
     for parameter in student.parameters():
         parameter.stop_gradient = True
+    for layer in student.sublayers():
+        if type(layer) is nn.LayerNorm:
+            layer.__class__ = FrozenLayerNorm
+    places = _places(student)
     by_layer: Dict[str, Dict[str, PlannedTensor]] = {}
     for tensor in tensors:
         by_layer.setdefault(tensor.layer, {})[tensor.role] = tensor
@@ -56,7 +71,8 @@ def quantize(model: nn.Layer, plan: Plan) -> nn.Layer:
         else:
             kind = QuantLinear if isinstance(layer, nn.Linear) else QuantConv2D
             replacement = kind(layer, _quantizer(roles["weight"], plan), _quantizer(roles["input"], plan))
-        set_sublayer(student, name, replacement)
+        for owner, leaf in places[id(layer)]:
+            owner._sub_layers[leaf] = replacement
     student.eval()
     return student
 

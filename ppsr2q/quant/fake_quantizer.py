@@ -24,6 +24,11 @@ def snap_zero_point(bounds: paddle.Tensor, bits: int) -> paddle.Tensor:
     return bounds + (snapped - bounds).detach()
 
 
+def _least_half_width(lower: float, upper: float) -> float:
+    """Half of what float32 can safely tell apart beside bounds of this size, and invert."""
+    return max(4 * float(np.spacing(np.float32(max(abs(lower), abs(upper))))), 1e-30)
+
+
 class FakeQuantizer(ops.QuantPoint):
     """Quantize and dequantize a tensor by Eq. 1, with Eq. 8's gradients to the tensor and to both bounds.
 
@@ -71,6 +76,9 @@ class FakeQuantizer(ops.QuantPoint):
         """
         if not (np.isfinite([lower, upper]).all() and lower < upper):
             raise ValueError(f"bounds must be finite and ordered, got ({lower}, {upper})")
+        half = _least_half_width(lower, upper)
+        if upper - lower < 2 * half:  # equal in float32, or nearly
+            lower, upper = (lower + upper) / 2 - half, (lower + upper) / 2 + half
         unit = upper - lower if self.options.parametrization == "relative" else 1.0
         self.unit.set_value(np.array([unit], np.float32))
         self.bounds.set_value((np.array([lower, upper]) / unit).astype(np.float32))
@@ -83,15 +91,26 @@ class FakeQuantizer(ops.QuantPoint):
             bounds = snap_zero_point(bounds, self.bits)
         return bounds
 
+    def bounds_after(self, lower: float, upper: float) -> Tuple[float, float]:
+        """The bounds that act after :meth:`set_bounds`: those of integer zero points are others."""
+        trial = FakeQuantizer(self.bits, self.options)
+        trial.set_bounds(lower, upper)
+        return tuple(float(bound) for bound in trial.effective_bounds().numpy())
+
     @property
     def min_width(self) -> float:
         """What b - a of the parameter must not fall below."""
         return MIN_RELATIVE_WIDTH if self.options.parametrization == "relative" else MIN_WIDTH
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        if self.observer is not None:
-            return self.observer(self, x)
+        return self.act(x) if self.observer is None else self.observer(self, x)
+
+    def act(self, x: paddle.Tensor) -> paddle.Tensor:
+        """Quantize and dequantize, observed or not."""
         if not paddle.in_dynamic_mode():  # a graph is being exported
+            if self.constant_bounds is None:
+                raise RuntimeError("a graph holds bounds as numbers: call ppsr2q.quant.fix_bounds("
+                                   "named_quantizers(model).values()) before paddle.jit.to_static")
             return quantize_dequantize_constant(x, *self.constant_bounds, self.bits)
         return ops.fake_quantize(x, self.effective_bounds(), self.bits)
 
@@ -116,8 +135,7 @@ def keep_open(quantizers) -> int:
     least = np.array([quantizer.min_width for quantizer in trained], np.float32)
     closed = np.flatnonzero(bounds[:, 1] - bounds[:, 0] < least)
     for i in closed:
-        # twice the least width, or what float32 can tell apart beside large bounds
-        half = max(least[i], 4 * float(np.spacing(np.abs(bounds[i]).max())))
+        half = max(least[i], _least_half_width(*bounds[i]))  # twice the least width, or as much as float32 needs
         centre = bounds[i].mean()
         trained[i].bounds.set_value(np.array([centre - half, centre + half], np.float32))
     return len(closed)

@@ -16,8 +16,8 @@ class _QuantLayer(nn.Layer):
     Attributes:
         weight, bias: those of the float layer.
         weight_quantizer, input_quantizer: :class:`FakeQuantizer`, or a plain QuantPoint where nothing is quantized.
-        weight_delta: None, or a Layer that gives the increment ΔW in the weight's layout from the token mean of the
-            layer's input (B, d_in).
+        weight_delta: None, or a Layer that gives the increment ΔW in the weight's layout, where it ``needs_token_mean``
+            from that of the layer's input (B, d_in), and then, if it is ``per_sample``, one for each of the batch.
     """
 
     def __init__(self, layer: nn.Layer, weight_quantizer: ops.QuantPoint, input_quantizer: ops.QuantPoint) -> None:
@@ -29,6 +29,10 @@ class _QuantLayer(nn.Layer):
     @property
     def needs_token_mean(self) -> bool:
         return self.weight_delta is not None and self.weight_delta.needs_token_mean
+
+    @property
+    def has_weight_per_sample(self) -> bool:
+        return self.needs_token_mean and self.weight_delta.per_sample
 
     def quantized_weight(self, token_mean: Optional[paddle.Tensor] = None) -> paddle.Tensor:
         """Q(W + ΔW) in the layer's layout."""

@@ -53,27 +53,33 @@ class _Candidate(NamedTuple):
     bias: np.ndarray
 
 
+def _bias(layer: QuantLinear) -> np.ndarray:
+    return np.zeros(layer.weight.shape[1]) if layer.bias is None else layer.bias.numpy().astype(np.float64)
+
+
 def _correct(layer: QuantLinear, inputs: np.ndarray, outputs: np.ndarray, settings: CalibrationSettings) -> None:
     """Set the increment, the bias and the weight's bounds of one layer; nothing where no correction helps."""
     weight, quantizer = layer.weight.numpy().astype(np.float64), layer.weight_quantizer
     held = np.arange(len(inputs)) % _HELD_OUT == _HELD_OUT - 1
     mean_in, mean_out = inputs[~held].mean(axis=0), outputs[~held].mean(axis=0)
+    own_bias = _bias(layer)
 
-    def candidate(increment, bounds, bias=None):
-        rounded = round_to_levels(weight + increment, bounds, quantizer.bits)
-        bias = mean_out - mean_in @ rounded if bias is None else bias
+    def candidate(increment, bounds, keep_bias=layer.bias is None):
+        rounded = round_to_levels(weight + increment, quantizer.bounds_after(*bounds), quantizer.bits)
+        bias = own_bias if keep_bias else mean_out - mean_in @ rounded
         error = ((inputs[held] @ rounded + bias - outputs[held])**2).mean()
         return _Candidate(float(error), increment, bounds, bias)
     zero = np.zeros_like(weight)
     bounds = tuple(quantizer.effective_bounds().numpy().astype(np.float64))
-    candidates = [candidate(zero, bounds, layer.bias.numpy().astype(np.float64)), candidate(zero, bounds)]
+    candidates = [candidate(zero, bounds, keep_bias=True), candidate(zero, bounds)]
     for strength in RIDGES:
         increment = layer.weight_delta.nearest(ridge(inputs[~held], outputs[~held], weight, strength))
         candidates.append(candidate(increment, settings.search(weight + increment, quantizer.bits)))
     best = min(candidates, key=lambda c: c.error)
     if best.increment.any():
         layer.weight_delta.start_at(best.increment)
-    layer.bias.set_value(best.bias.astype(np.float32))
+    if layer.bias is not None:
+        layer.bias.set_value(best.bias.astype(np.float32))
     if best.bounds != bounds:
         quantizer.set_bounds(*best.bounds)
 
@@ -114,14 +120,13 @@ def closed_form_start(student: nn.Layer, batch: paddle.Tensor, settings: Calibra
 
     def see(name):
         def keep_output(quantizer, x):
-            exact[name] = sample(x) @ layers[name].weight.numpy() + layers[name].bias.numpy()
+            exact[name] = sample(x) @ layers[name].weight.numpy() + _bias(layers[name])
             return x
         return keep_output
 
     def correct(name):
         def correct_layer(quantizer, x):
-            quantizer.observer = None
-            quantized = quantizer(x)
+            quantized = quantizer.act(x)
             _correct(layers[name], sample(quantized), exact.pop(name), settings)
             on_layer()
             return quantized

@@ -40,6 +40,10 @@ class RectifierGroup(nn.Layer):
     def needs_token_mean(self) -> bool:
         return self.gate.needs_token_mean
 
+    @property
+    def per_sample(self) -> bool:
+        return self.needs_token_mean and self.gate.per_sample
+
     def factors(self) -> Dict[str, paddle.Tensor]:
         """The trained parameters that are not the gate's."""
         return {"A": self.A, "B": self.B}

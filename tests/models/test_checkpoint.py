@@ -103,8 +103,12 @@ def test_wrong_checkpoints_are_refused_by_name(model, tmp_path):
 
 def test_weights_for_another_scale_say_so(model):
     x4 = MambaIRv2Light(4)
-    with pytest.raises(UserError, match="weights for x2, the configured network is x4"):
+    with pytest.raises(UserError, match=r"network is x4, these are weights for x2 \(set model.scale\)"):
         load_state(x4, official_state(model), "FILE")
+    state = official_state(model)
+    state.update({key: np.zeros((27, *state[key].shape[1:]), np.float32) for key in ("upsample.0.weight", "upsample.0.bias")})
+    with pytest.raises(UserError, match="weights for a scale other than x2 and x4"):
+        load_state(x4, state, "FILE")
 
 
 def test_what_is_no_torch_checkpoint_is_named(tmp_path, monkeypatch, capsys):

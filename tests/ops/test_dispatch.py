@@ -48,6 +48,10 @@ def test_a_forced_kernel_never_falls_back(monkeypatch):
     assert dispatch.why_reference("linear") == "no compiler"
     with dispatch.use({"linear"}), pytest.raises(native.KernelsUnavailable, match="no compiler"):
         dispatch.serves("linear", (paddle.zeros([2, 3]), None))
+    monkeypatch.undo()
+    comparison.require_kernels()
+    with dispatch.use({"linear"}), pytest.raises(ValueError, match="linear: the policy asks for the kernel, but .*float64"):
+        dispatch.serves("linear", (paddle.zeros([2, 3], "float64"), None))
 
 
 def test_report_lists_every_operator(monkeypatch):

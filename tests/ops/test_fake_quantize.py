@@ -83,6 +83,16 @@ def test_bad_bounds_are_named(lower, upper):
             fake_quantize(trainable(3), bounds(lower, upper), 4)
 
 
+@pytest.mark.parametrize("policy", ["auto", "reference"])
+def test_what_is_no_quantizer_is_named(policy):
+    with dispatch.use(policy):
+        for bits in (0, 9, 33):
+            with pytest.raises(ValueError, match=f"expected 1 to 8 bits and bounds of shape .2., got {bits}"):
+                fake_quantize(trainable(3), bounds(-1.0, 1.0), bits)
+        with pytest.raises(ValueError, match=r"got 4 and \[1\]"):
+            fake_quantize(trainable(3), trainable(1), 4)
+
+
 def test_empty_and_integer_tensors_are_named():
     comparison.require_kernels()
     with dispatch.use({"fake_quantize"}):

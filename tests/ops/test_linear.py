@@ -18,7 +18,7 @@ class QuantizedLinear(nn.Layer):
         self.bias = trainable(outputs, seed=7) if bias else None
         self.input_quantizer = point(bits, -1.1, 1.3)
         self.needs_token_mean = gated
-        self.per_sample = per_sample
+        self.per_sample = self.has_weight_per_sample = per_sample
 
     def quantized_weight(self, token_mean):
         if not self.needs_token_mean:
@@ -105,14 +105,61 @@ def test_norm_linear_kernel_equals_reference(shape, bits):
                                               flips=any(bits))
 
 
-@pytest.mark.parametrize("per_sample", [False, True])
-def test_gates_read_the_mean_over_tokens(per_sample):
-    layers = [QuantizedLinear(20, 9, gated=True, per_sample=per_sample), QuantizedLinear(20, 20)]
+def test_gates_read_the_mean_over_tokens():
+    layers = [QuantizedLinear(20, 9, gated=True), QuantizedLinear(20, 20)]
     x, norm = trainable(3, 600, 20), layer_norm(20)
     watched = dict({"x": x}, **layers[0].tensors("gated"), **layers[1].tensors("plain"))
     comparison.assert_kernel_equals_reference("norm_linear", lambda: norm_linear(x, norm, layers), watched)
     comparison.assert_kernel_equals_reference("linear", lambda: linear(x, layers[0]),
                                               dict({"x": x}, **layers[0].tensors("gated")))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_one_weight_a_sample_equals_numpy_and_has_no_kernel(bias):
+    layer = QuantizedLinear(20, 9, gated=True, per_sample=True, bias=bias)
+    x = trainable(3, 7, 20)
+    values = x.numpy().astype("float64")
+    weights = layer.weight.numpy() * (1 + values.mean(axis=1))[:, :, None]
+    expected = np.einsum("bti,bio->bto", values, weights) + (layer.bias.numpy() if bias else 0)
+    np.testing.assert_allclose(linear(x, layer).numpy(), expected, rtol=1e-5, atol=1e-5)
+    found, = norm_linear(x, layer_norm(20), [layer])
+    assert found.shape == [3, 7, 9]
+    with dispatch.use({"linear"}), pytest.raises(ValueError, match="asks for the kernel, but there is one weight a sample"):
+        linear(x, layer)
+
+
+def test_a_norm_without_parameters_has_no_kernel():
+    x = trainable(2, 5, 6)
+    values = x.numpy().astype("float64")
+    centred = values - values.mean(-1, keepdims=True)
+    layer = QuantizedLinear(6, 7)
+    expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) @ layer.weight.numpy() + layer.bias.numpy()
+    norm = nn.LayerNorm(6, weight_attr=False, bias_attr=False)
+    np.testing.assert_allclose(norm_linear(x, norm, [layer])[0].numpy(), expected, rtol=1e-5, atol=1e-5)
+    with dispatch.use({"norm_linear"}), pytest.raises(ValueError, match="the norm has no scale or no shift"):
+        norm_linear(x, norm, [layer])
+
+
+def test_parameters_of_another_type_are_refused():
+    layer = nn.Linear(4, 3)
+    layer.to(dtype="float16")
+    comparison.require_kernels()
+    with pytest.raises(ValueError, match=r"float32, got .*float16 of shape \[4, 3\]"):
+        linear(paddle.ones([1, 4]), layer)
+
+
+def test_the_gradient_of_a_result_is_not_that_of_its_residual():
+    """Paddle adds gradients in place: the residual's further uses must not change what a result's gradient is."""
+    start, layer = trainable(2, 5, 6), QuantizedLinear(6, 6)
+
+    def gradients():
+        residual = start * 1.0
+        y = linear(trainable(2, 5, 6, seed=1), layer, residual)
+        y.retain_grads(), residual.retain_grads()
+        (y.sum() + (residual * 3.0).sum()).backward()
+        return y.grad.numpy(), residual.grad.numpy()
+    for found, expected in zip(gradients(), (1.0, 4.0)):
+        np.testing.assert_array_equal(found, np.full([2, 5, 6], expected, "float32"))
 
 
 def test_1x1_convolutions_are_linear_layers():

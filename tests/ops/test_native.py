@@ -102,6 +102,25 @@ def test_no_compiler_is_one_warning_that_says_what_helps(monkeypatch, tmp_path):
     assert len(messages) == 1 and "install g++" in messages[0] and "times slower" in messages[0]
 
 
+def test_a_compiler_without_openmp_builds_for_one_thread(small_sources, tmp_path, monkeypatch):
+    compiler = tmp_path / "c++"
+    compiler.write_text('#!/bin/sh\ncase "$*" in *-fopenmp*) echo unknown option; exit 1;; esac\n'
+                        f'exec {native_build.find_compiler()} "$@"\n')
+    compiler.chmod(0o755)
+    for name, value in (("CXX", compiler), ("PPSR2Q_CACHE", tmp_path / "cache")):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.delenv("PPSR2Q_KERNELS", raising=False)
+    (library, reason), messages = attempt(monkeypatch)
+    assert reason is None and library.ppsr2q_answer() == 42
+    assert len(messages) == 1 and "on one thread" in messages[0] and "unknown option" in messages[0]
+
+
+def test_the_kernels_themselves_need_no_openmp():
+    done = subprocess.run([native_build.find_compiler(), "-std=c++17", "-fsyntax-only", str(native.SOURCES / native.UNIT)],
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_failed_build_and_unwritable_cache_are_reported(small_sources, tmp_path, monkeypatch):
     (small_sources / native.UNIT).write_text("this is not C++")
     with pytest.raises(native.KernelsUnavailable, match="failed with code 1"):

@@ -1,9 +1,12 @@
+import copy
+
 import numpy as np
 import paddle
 import pytest
 
 from ppsr2q.core.errors import UserError
-from ppsr2q.quant import CalibrationSettings, Plan, PlanEntry, calibrate, get_bounds, named_quantizers, quantize, set_bounds
+from ppsr2q.quant import (CalibrationSettings, Plan, PlanEntry, QuantLinear, calibrate, fix_bounds, get_bounds,
+                          named_quantizers, quantize, set_bounds)
 from ppsr2q.quant.convert import get_sublayer
 from tests.quant.networks import Small
 
@@ -89,6 +92,71 @@ def test_what_calibration_cannot_use_is_named(model):
     student.head.forward = lambda x: x
     with pytest.raises(ValueError, match="did not reach 4 quantizers, the first is head.0.input"):
         calibrate(student, images())
+
+
+def test_a_layer_norm_hands_on_the_right_gradient():
+    """Paddle leaves the scale of a frozen LayerNorm out of it, and all bounds before it would learn by that."""
+    paddle.seed(0)
+    norm = paddle.nn.LayerNorm(6)
+    norm.weight.set_value(np.linspace(0.1, 8, 6, dtype=np.float32))
+    student = quantize(paddle.nn.Sequential(paddle.nn.Linear(4, 6), norm, paddle.nn.Linear(6, 3)),
+                       Plan([PlanEntry("0"), PlanEntry("2")], 3))
+    x = paddle.rand([16, 4])
+    calibrate(student, x)
+
+    def gradient(trainable):
+        student[1].weight.stop_gradient = not trainable
+        student.clear_gradients()
+        (student(x) * paddle.arange(3, dtype="float32")).sum().backward()
+        return student[0].weight_quantizer.bounds.grad.numpy()
+    np.testing.assert_allclose(gradient(False), gradient(True), rtol=1e-4)
+
+
+def test_a_shared_layer_is_quantized_in_all_its_places():
+    layer = paddle.nn.Linear(4, 4)
+    student = quantize(paddle.nn.Sequential(paddle.nn.Sequential(layer), paddle.nn.Sequential(layer)),
+                       Plan([PlanEntry("*.0")], 4))
+    assert isinstance(student[0][0], QuantLinear) and student[1][0] is student[0][0]
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_an_activation_that_is_quantized_twice_is_named(progressive):
+    class Recursive(paddle.nn.Layer):
+        def __init__(self):
+            super().__init__()
+            self.step = paddle.nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.step(x) + self.step(10 * x)
+    with pytest.raises(UserError, match="step.input: reached more than once in a forward pass"):
+        calibrate(quantize(Recursive(), Plan([PlanEntry("step")], 4)), paddle.rand([3, 4]),
+                  CalibrationSettings(progressive=progressive))
+
+
+def test_fixed_bounds_act_while_later_ones_are_searched_progressively():
+    linear = paddle.nn.Linear(4, 4)
+    linear.weight.set_value(paddle.eye(4))
+    linear.bias.set_value(paddle.zeros([4]))
+    plan = Plan([PlanEntry("0", fixed=(-0.1, 0.1)), PlanEntry("1")], 8, {"*.weight": None})
+    student = quantize(paddle.nn.Sequential(linear, paddle.nn.Linear(4, 4)), plan)
+    x = paddle.linspace(-1, 1, 64).reshape([16, 4])
+    assert calibrate(student, x, CalibrationSettings(progressive=True))["1.input"][1] <= 0.1
+    student = quantize(paddle.nn.Sequential(linear, paddle.nn.Linear(4, 4)), plan)
+    assert calibrate(student, x)["1.input"][1] > 0.5
+
+
+def test_a_graph_needs_bounds_that_are_numbers(model, tmp_path):
+    def save(student):
+        spec = [paddle.static.InputSpec([2, 3, 6, 5], "float32")]
+        paddle.jit.save(paddle.jit.to_static(student, input_spec=spec, full_graph=True), str(tmp_path / "m"))
+    student = quantize(model, Plan(ENTRIES, 4))
+    calibrate(student, images())
+    expected = student(images()).numpy()
+    with pytest.raises(RuntimeError, match="call ppsr2q.quant.fix_bounds"):
+        save(copy.deepcopy(student))
+    fix_bounds(named_quantizers(student).values())
+    save(student)
+    np.testing.assert_allclose(paddle.jit.load(str(tmp_path / "m"))(images()).numpy(), expected, atol=1e-5)
 
 
 def test_sublayers_by_name(model):

@@ -56,6 +56,24 @@ def test_bounds_must_be_finite_and_ordered(lower, upper):
         FakeQuantizer(4).set_bounds(lower, upper)
 
 
+@pytest.mark.parametrize("parametrization", ["absolute", "relative"])
+@pytest.mark.parametrize("centre", [0.0, 1.0, -3e4])
+def test_bounds_that_float32_cannot_tell_apart_are_widened(parametrization, centre):
+    q = FakeQuantizer(1, QuantizerOptions(parametrization=parametrization))
+    q.set_bounds(centre, np.nextafter(centre, np.inf))
+    lower, upper = q.effective_bounds().numpy()
+    assert lower < upper and abs(lower - centre) <= max(1e-6 * abs(centre), 1e-29)
+    assert np.isfinite(q(paddle.full([3], centre)).numpy()).all()
+
+
+def test_bounds_in_effect_are_known_beforehand():
+    q = FakeQuantizer(2, QuantizerOptions(zero_point="integer"))
+    found = q.bounds_after(0.2, 0.8)
+    q.set_bounds(0.2, 0.8)
+    np.testing.assert_array_equal(found, q.effective_bounds().numpy())
+    assert found[0] == 0 and FakeQuantizer(2).bounds_after(0.25, 0.75) == (0.25, 0.75)
+
+
 @pytest.mark.parametrize("bits", [0, 9, None, 2.0])
 def test_bits_outside_1_to_8_are_refused(bits):
     with pytest.raises(ValueError, match="1 to 8"):

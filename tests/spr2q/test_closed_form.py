@@ -75,6 +75,18 @@ def test_every_layer_is_closer_to_full_precision_than_from_zero(settings):
     assert all(layer.observer is None for layer in student.sublayers() if hasattr(layer, "observer"))
 
 
+def test_layers_without_bias_are_corrected_too():
+    images = paddle.to_tensor(np.random.default_rng(1).random((16, 3, 8, 8), dtype=np.float32))
+    teacher, student, _ = make(images, bits=2)
+    for network in (teacher, student):
+        for block in network.blocks:
+            block.fc.bias = None
+    before = layer_errors(teacher, student, images)
+    closed_form_start(student, images)
+    after = layer_errors(teacher, student, images)
+    assert after != before and all(a <= 1.05 * b for a, b in zip(after, before))
+
+
 def test_a_fine_quantizer_is_not_made_worse():
     images = paddle.to_tensor(np.random.default_rng(1).random((16, 3, 8, 8), dtype=np.float32))
     teacher, student, _ = make(images, bits=8)

@@ -213,6 +213,9 @@ inline BoundGradients head_backward(const AttentionShape& s, const Window& windo
         std::fill(grad, grad + s.matrix(), 0.0f);
     }
     float* weights = map.on ? scratch.weights : scratch.scores;
+    if (map.on) {  // rows beyond the tokens are multiplied, by 0, but never written
+        std::fill(weights, weights + BLOCK_ROWS * columns, 0.0f);
+    }
     for (int first = 0; first < s.tokens(); first += BLOCK_ROWS) {
         score_block(s, window, scratch.q, scratch.k, bias, scratch.mask, first, scratch.scores);
         auto zero = [](int, int) { return vf{}; };

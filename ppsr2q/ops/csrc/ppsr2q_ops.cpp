@@ -27,6 +27,8 @@ int guarded(const Kernel& kernel) {
         return kernel();
     } catch (const std::bad_alloc&) {
         return ppsr2q::OUT_OF_MEMORY;
+    } catch (...) {
+        return ppsr2q::FAILED;
     }
 }
 
@@ -49,11 +51,15 @@ PPSR2Q_API const char* ppsr2q_instruction_set() {
 }
 
 PPSR2Q_API int ppsr2q_get_threads() {
-    return omp_get_max_threads();
+    return ppsr2q::available_threads();
 }
 
 PPSR2Q_API void ppsr2q_set_threads(int count) {
+#if defined(_OPENMP)
     omp_set_num_threads(count);
+#else
+    (void)count;
+#endif
 }
 
 // ---------------------------------------------------------------- quantizer

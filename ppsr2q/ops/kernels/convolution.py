@@ -48,7 +48,7 @@ class _Convolution(paddle.autograd.PyLayer):
     @staticmethod
     def backward(ctx, grad):
         x, weight, *bounds = ctx.saved_tensor()
-        _, needs_weight, needs_bias, _, _ = ctx.needs
+        _, needs_weight, needs_bias, needs_residual, _ = ctx.needs
         grad = native.contiguous(grad)
         grads = [native.empty_like(x), native.empty_like(weight) if needs_weight else None,
                  native.empty([ctx.call.outputs]) if needs_bias else None]
@@ -57,7 +57,8 @@ class _Convolution(paddle.autograd.PyLayer):
         status = run(*_arguments((x, weight, None, None), bounds[0] if bounds else None, ctx.call), pointer(grad),
                      *map(pointer, grads), pointer(grad_bounds))
         native.check(status, "convolution", {})
-        return tuple(g if needed else None for g, needed in zip((*grads, grad, grad_bounds), ctx.needs)
+        grads.append(grad.clone() if needs_residual else None)  # Paddle adds other gradients of it in place
+        return tuple(g if needed else None for g, needed in zip((*grads, grad_bounds), ctx.needs)
                      if needed is not None)
 
 

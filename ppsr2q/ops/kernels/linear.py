@@ -8,7 +8,6 @@ from typing import NamedTuple, Optional
 import paddle
 
 from ppsr2q.ops import native
-from ppsr2q.ops.linear import linear_reference, norm_linear_reference
 from ppsr2q.ops.native import FLOAT, INT, POINTER, SIZE, pointer
 from ppsr2q.ops.norm import check_norm
 from ppsr2q.ops.points import input_point, needs_token_mean, point_arguments, weight_matrix
@@ -125,7 +124,7 @@ class _TokenLinear(paddle.autograd.PyLayer):
         run = native.function("token_linear_backward", *_COMMON, *(POINTER,) * 4)
         native.check(run(*arguments, ctypes.addressof(structures), *map(pointer, results[:3])), operator, {})
         for i, grad in zip(residuals, grads):
-            results[i] = grad
+            results[i] = grad.clone() if ctx.needs[i] else None  # Paddle adds other gradients of it in place
         return tuple(result if need else None for result, need in zip(results, ctx.needs) if need is not None)
 
 
@@ -169,23 +168,15 @@ def _token_mean(x, norm):
 
 
 def linear(x, layer, residual=None, skip=None):
-    """Kernel form of :func:`ppsr2q.ops.linear`; one weight a sample goes to the reference."""
+    """Kernel form of :func:`ppsr2q.ops.linear`."""
     weight = weight_matrix(layer, _token_mean(x, None) if needs_token_mean(layer) else None)
-    if weight.ndim == 3:
-        return linear_reference(x, layer, residual, skip)
     own = (weight, layer.bias, point_arguments(input_point(layer)))
     return _run("linear", x, None, [own], residual, skip)[0]
 
 
 def norm_linear(x, norm, layers):
-    """Kernel form of :func:`ppsr2q.ops.norm_linear`; a norm without parameters or one weight a sample goes
-    to the reference."""
-    if norm.weight is None or norm.bias is None:
-        return norm_linear_reference(x, norm, layers)
+    """Kernel form of :func:`ppsr2q.ops.norm_linear`."""
     check_norm("norm_linear", norm, x.shape[-1])
     mean = _token_mean(x, norm) if any(needs_token_mean(layer) for layer in layers) else None
-    weights = [weight_matrix(layer, mean) for layer in layers]
-    if any(weight.ndim == 3 for weight in weights):
-        return norm_linear_reference(x, norm, layers)
-    return _run("norm_linear", x, norm, [(weight, layer.bias, point_arguments(input_point(layer)))
-                                         for weight, layer in zip(weights, layers)])
+    return _run("norm_linear", x, norm, [(weight_matrix(layer, mean), layer.bias, point_arguments(input_point(layer)))
+                                         for layer in layers])

@@ -53,7 +53,7 @@ class _GatherRows(paddle.autograd.PyLayer):
         needs_x, needs_residual = ctx.needs
         grads = [_gather(grad, ctx.saved_tensor()[0]) if needs_x else None]
         if needs_residual is not None:
-            grads.append(grad if needs_residual else None)
+            grads.append(grad.clone() if needs_residual else None)  # Paddle adds other gradients of it in place
         return (*grads, None, None)
 
 

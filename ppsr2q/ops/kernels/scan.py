@@ -6,7 +6,6 @@ import paddle
 from ppsr2q.ops import native
 from ppsr2q.ops.native import INT, POINTER, SIZE, pointer
 from ppsr2q.ops.points import point_arguments
-from ppsr2q.ops.scan import selective_scan_reference
 
 _NAMES = ("u", "delta", "A", "B", "C", "D", "delta_bias")
 _CHUNK, _ALIGN = 32, 16  # SCAN_CHUNK and SCAN_ALIGN of csrc/scan.h
@@ -63,8 +62,6 @@ def selective_scan(u, delta, A, B, C, D, delta_bias, state_point=None, return_st
     """Kernel form of :func:`ppsr2q.ops.selective_scan`."""
     bounds, bits = point_arguments(state_point)
     given = (u, delta, A, B, C, D, delta_bias)
-    if return_states and native.needs_gradient(*given, bounds):
-        return selective_scan_reference(*given, state_point=state_point, return_states=True)
     tensors = tuple(map(native.contiguous, given))
     _check_shapes(tensors)
     if native.needs_gradient(*tensors, bounds):
