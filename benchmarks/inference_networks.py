@@ -10,6 +10,7 @@ import numpy as np
 import paddle
 
 from benchmarks.inference_plan import NETWORKS, Network
+from benchmarks import runs
 from ppsr2q.core.config import Config, load_config
 from ppsr2q.core.errors import UserError
 from ppsr2q.deploy.packed import PackedModel, read_packed, write_packed
@@ -25,7 +26,7 @@ NAME, SCALE = "mambairv2_light", 4
 def _config(weights: Optional[str], train: Path) -> Config:
     """Of the calibration; without x4 weights the x2 network that ships with the package stands in."""
     scale = SCALE if weights else 2
-    return load_config(f"configs/{NAME}_x{scale}_fp.yml", [
+    return load_config(runs.CONFIGS / f"{NAME}_x{scale}_fp.yml", [
         f"model.weights={weights or EMBEDDED}", f"data.train={train}", "calib.images=4", "calib.lr_patch=32"])
 
 

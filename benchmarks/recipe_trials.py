@@ -26,8 +26,8 @@ from ppsr2q.evaluation.records import fingerprint_of, read_records, write_record
 from ppsr2q.workflow import cli  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "recipe_trials"
-CONFIG = "configs/mambairv2_light_x2_w4a4.yml"
-LADDER_CONFIG = "configs/mambairv2_light_x2_w{bits}a{bits}_best.yml"
+CONFIG = str(runs.CONFIGS / "mambairv2_light_x2_w4a4.yml")
+LADDER_CONFIG = str(runs.CONFIGS / "mambairv2_light_x2_w{bits}a{bits}_best.yml")
 COMMON = ["calib.images=8", "calib.lr_patch=32", "train.batch=4", "train.lr_patch=32", "train.validation_crops=24",
           "train.save_every=20", "train.warmup=10"]
 #: as the preset was when the trials began, whatever it has become by them

@@ -9,7 +9,9 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from ppsr2q.core.config import Config
 from ppsr2q.core.errors import Interrupted, UserError
+from ppsr2q.evaluation.records import circumstances
 
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 #: scale -> SHA-256 over the tensors of the official checkpoint (:func:`weights_hash`)
 OFFICIAL_WEIGHTS = {2: "180f79dba0f8993a4e2479e31601947f16043e70ffb804a45595889cf42b7e36",
                     4: "064ee781549b70e3832cf845895ab1da1be3e17fc7b49f9adeba62e5565c0652"}
@@ -31,9 +33,12 @@ def expect_sets(data: Path, sets: Sequence[str], scale: int) -> None:
         TestSet(data, name, scale)
 
 
-def scores(found: Mapping[str, Any], sets: Sequence[str]) -> Dict[str, Dict[str, float]]:
-    """Of an evaluation, what records keep: the means of the sets, not the images."""
-    return {name: {key: found[name][key] for key in ("psnr_y", "ssim_y")} for name in sets}
+def scores(found: Mapping[str, Any], sets: Sequence[str]) -> Dict[str, Dict[str, Any]]:
+    """Of an evaluation, what records keep: the means of the sets, not the images; and by what, when and from which LR
+    images each was measured, because sets are added to records later."""
+    now = circumstances()
+    measured = {"commit": now["commit"], "date": now["date"], "lr": found["protocol"]["lr"]}
+    return {name: {**{key: found[name][key] for key in ("psnr_y", "ssim_y")}, "measured": measured} for name in sets}
 
 
 def stop_after(minutes: Optional[float]) -> None:

@@ -70,14 +70,16 @@ class Measurement:
         case = CASES[name]
         found = {variant: self._peak(case, variant) for variant in case.variants}
         fitting = [variant for variant, figures in found.items() if "skipped" not in figures]
-        rounds = case.quick_rounds if self._quick else case.rounds
-        for variant, figures in time_together(self._workers(case, fitting), rounds, case.once).items():
+        for variant, figures in time_together(self._workers(case, fitting), self._rounds(case), case.once).items():
             found[variant].update(figures)
         for variant, figures in found.items():
             text = f"skipped: {figures['skipped']}" if "skipped" in figures else \
                 f"{figures['seconds']:8.3f} s {figures['peak_bytes'] / 1e9:6.2f} GB"
             self._say(f"{name:<19} {variant:<14} {text}")
         return found
+
+    def _rounds(self, case: Case) -> int:
+        return case.quick_rounds if self._quick else case.rounds
 
     def _peak(self, case: Case, variant: str) -> Results:
         if variant in (PEER, PEER_KEPT) and self._sources.peer is None:
@@ -101,7 +103,7 @@ class Measurement:
 
     def _growth(self) -> Results:
         sides = SIDES[:3] if self._quick else SIDES
-        seconds = self._child(self._run.growth, sides, 1)
+        seconds = self._child(self._run.growth, sides, self._rounds(CASES["fp_forward_180x320"]))
         found = {side: {"seconds": value, "seconds_per_pixel": value / int(side)**2}
                  for side, value in seconds.items()}
         for side, figures in found.items():
@@ -113,7 +115,7 @@ class Measurement:
         found = {}
         for threads in sorted({1, min(2, usable_processors()), usable_processors()}):
             case = CASES["fp_forward_180x320"]
-            samples = interleave_workers(self._workers(case, ["fused"], threads), 1)
+            samples = interleave_workers(self._workers(case, ["fused"], threads), self._rounds(case))
             found[str(threads)] = median(samples["fused"])
             self._say(f"{threads} threads: fp_forward_180x320 {found[str(threads)]:.3f} s")
         return found

@@ -37,7 +37,7 @@ from ppsr2q.evaluation.records import Cell, fingerprint_of, read_records, render
 from ppsr2q.workflow import cli  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "table1"
-CONFIG = "configs/mambairv2_light_x{scale}_w{bits}a{bits}_best.yml"
+CONFIG = str(runs.CONFIGS / "mambairv2_light_x{scale}_w{bits}a{bits}_best.yml")
 SCALES, BITS = (2, 4), (4, 2, 1)
 STARTS = {2: 4, 1: 2}  # width -> the one whose result it begins with
 SETS = ("Set5", "Set14", "B100", "Urban100")
@@ -106,8 +106,9 @@ def run(scale: int, bits: int, recipe: str, schedule: Sequence[str], weights: st
     config = run_config(scale, bits, recipe, schedule, weights, data, output, start)
     name = run_name(scale, bits, recipe)
     model, mark = results / f"{name}.safetensors", fingerprint(scale, bits, runs.weights_hash(config))
-    steps = json.loads(json.dumps({key: config_to_dict(config)[key] for key in ("quant", "calib", "loss", "train",
-                                                                                "route_calib")}))
+    options = config_to_dict(config)
+    steps = json.loads(json.dumps({key: options[key] for key in ("seed", "quant", "calib", "rectifier", "loss", "train",
+                                                                 "route_calib")}))
     steps["train"].pop("start_from")
     known = read_records(results).get(name)
     if not (known is not None and known["fingerprint"] == mark and model.exists()

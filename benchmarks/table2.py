@@ -35,8 +35,8 @@ RESULTS = Path(__file__).parent / "results" / "table2"
 SETS = ("Set5", "Set14", "B20", "Urban20")
 SEEDS = (10, 11, 12)
 #: schedule -> config
-SCHEDULES = {"short": "configs/mambairv2_light_x2_w{bits}a{bits}_short.yml",
-             "paper": "configs/mambairv2_light_x2_w{bits}a{bits}.yml"}
+SCHEDULES = {"short": str(runs.CONFIGS / "mambairv2_light_x2_w{bits}a{bits}_short.yml"),
+             "paper": str(runs.CONFIGS / "mambairv2_light_x2_w{bits}a{bits}.yml")}
 
 
 @dataclass(frozen=True)

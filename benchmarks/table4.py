@@ -16,6 +16,7 @@ from typing import Any, Mapping, Optional, Tuple
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
+from benchmarks import runs  # noqa: E402
 from benchmarks.inference_plan import CASES, FULL_PRECISION, LARGEST  # noqa: E402
 from benchmarks.inference_report import fastest_foreign, seconds_of  # noqa: E402
 from ppsr2q.core.config import load_config  # noqa: E402
@@ -25,7 +26,7 @@ from ppsr2q.evaluation.records import read_records  # noqa: E402
 from ppsr2q.workflow import cli  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
-CONFIG = "configs/mambairv2_light_x4_fp.yml"
+CONFIG = str(runs.CONFIGS / "mambairv2_light_x4_fp.yml")
 HEIGHT, WIDTH = CASES[LARGEST]
 RECORD = "speed_inference"
 #: bits (32: full precision) -> size/MiB, FLOPs/G, speed-up of the paper's Table 4

@@ -6,7 +6,6 @@
 
 FOLDER holds Set5/HR/*, … (tools/prepare_data.py checks it). Missing low-resolution images are made in memory.
 """
-import json
 from pathlib import Path
 
 from ppsr2q.workflow import cli
@@ -25,17 +24,17 @@ def main() -> None:
     config = cli.configure(arguments, needs_paddle=arguments.engine == "paddle")
     from ppsr2q.core.files import write_text
     from ppsr2q.evaluation.evaluator import format_results
-    from ppsr2q.workflow.evaluating import described, load_upscaler, measure
+    from ppsr2q.workflow.evaluating import as_json, described, load_upscaler, measure
     if arguments.json:
         cli.expect_report(arguments.json)
     upscale, scale = load_upscaler(config, arguments.config, arguments.model, arguments.stage, arguments.engine,
                                     arguments.threads)
     sets = arguments.sets.split(",") if arguments.sets else config.data.sets
+    measured = described(config, arguments.config, arguments.model, arguments.stage, arguments.engine)
     results = measure(config, upscale, scale, sets)
     print(format_results(results))
     if arguments.json:
-        measured = described(config, arguments.config, arguments.model, arguments.stage, arguments.engine)
-        write_text(arguments.json, json.dumps({**results, "measured": measured}, indent=1) + "\n")
+        write_text(arguments.json, as_json({**results, "measured": measured}))
 
 
 if __name__ == "__main__":

@@ -239,6 +239,9 @@ def describe_options() -> str:
                      f"  ({accepted}): {help}" for key, default, accepted, help in options(Config))
 
 
+_NO_YAML = (yaml.YAMLError, ValueError, RecursionError)  # days that are none, other encodings, deep nesting
+
+
 class _UniqueKeyLoader(yaml.SafeLoader):
     """YAML without repeated keys: the plain loader lets the last one win in silence."""
 
@@ -274,7 +277,7 @@ def _parse_file(path: Path) -> Dict[str, Any]:
         raise UserError(f"{path}: no such config file") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except _NO_YAML as error:
         raise UserError(f"{path}: not valid YAML: {error}") from error
     content = {} if content is None else content
     if not isinstance(content, dict):
@@ -289,7 +292,7 @@ def _read_override(text: str) -> Dict[str, Any]:
         raise UserError(f"{source}: expected key=value, for example quant.bits=4")
     try:
         value = yaml.load(value_text, _UniqueKeyLoader)
-    except yaml.YAMLError as error:
+    except _NO_YAML as error:
         raise UserError(f"{source}: {value_text!r} is not a valid YAML value ({error})") from error
     path = key.strip().split(".")
     depth, is_dict = leaf_type(Config, path)

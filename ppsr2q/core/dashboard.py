@@ -25,11 +25,11 @@ class Dashboard:
         if self._writer is not None:
             self._writer.add_scalar(tag=tag, value=float(value), step=step)
 
-    def histogram(self, tag: str, values: np.ndarray, step: int, buckets: int = 20) -> None:
+    def histogram(self, tag: str, values: np.ndarray, step: int) -> None:
         """Distribution of an array of any shape; values that are not finite are left out."""
         if self._writer is not None:
             flat = np.asarray(values, np.float64).ravel()
-            self._writer.add_histogram(tag=tag, values=flat[np.isfinite(flat)], step=step, buckets=buckets)
+            self._writer.add_histogram(tag=tag, values=flat[np.isfinite(flat)], step=step, buckets=20)
 
     def image(self, tag: str, picture: np.ndarray, step: int) -> None:
         """A picture, uint8 (H, W, 3) RGB.

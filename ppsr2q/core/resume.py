@@ -26,6 +26,15 @@ _FREE = ("run.config.device", "run.config.output_dir", "run.config.model.weights
          "run.config.data.*", "run.config.eval.*", "run.trained_otherwise.*")
 # What checkpoints of older versions do not tell.
 _ADDED = ("run.begun_sha256",)
+# What a hash that differs means, and what helps.
+_HASHES = {
+    "images_sha256": "the files under data.train are others; bring them back",
+    "weights_sha256": "model.weights holds other weights; name the file that it was",
+    "start_sha256": "train.start_from holds another network; name the file that it was",
+    "rectifiers_sha256": "rectifiers.safetensors is another; bring it back",
+    "begun_sha256": "stage 0 has left other bounds since; remove searched_bounds.safetensors or start.safetensors to have them "
+                    "made again",
+}
 # Sections that a stage does not read.
 _FREE_IN_STAGE = {"rgt": ("run.config.route_calib.*", "run.config.pretrain.*"), "osrc": ("run.config.pretrain.*",),
                   "pretrain": tuple(f"run.config.{name}.*" for name in ("quant", "calib", "rectifier", "loss", "train",
@@ -134,5 +143,5 @@ def _check_identity(path: Path, stored: Mapping[str, Any], current: Mapping[str,
         free = is_reporting(key) or any(fnmatch.fnmatchcase(key, pattern) for pattern in all_free)
         if before.get(key) != now.get(key) and not free:
             name = re.sub(r"^run\.(config\.)?", "", key)
-            raise UserError(f"{path}: checkpoint of another run: {name} was {before.get(key)!r}, "
-                            f"now it is {now.get(key)!r}; restore it, or remove this file to start over")
+            what = _HASHES.get(name, f"{name} was {before.get(key)!r}, now it is {now.get(key)!r}; restore it")
+            raise UserError(f"{path}: checkpoint of another run: {what}, or remove this file to start over")

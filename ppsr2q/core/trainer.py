@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 import signal
 import sys
 import threading
@@ -186,7 +187,10 @@ class Trainer:
         if resume and distributed.is_main():
             print(f"[{self._stage.name}] nothing to resume at {self._path}: starting at the beginning")
         if not resume and self._path.exists() and distributed.is_main():
-            print(f"[{self._stage.name}] starting over: {self._path} of an earlier run will be replaced")
+            kept = self._path.with_name(f"{self._path.stem}.earlier{self._path.suffix}")
+            os.replace(self._path, kept)
+            print(f"[{self._stage.name}] starting over; the checkpoint of an earlier run is kept as {kept}. To go on with it, "
+                  f"move it back to {self._path.name} and use --resume")
         for parameter in self._parameters:  # ranks may have drawn different starts
             distributed.broadcast_(parameter)
         return RunState()

@@ -131,7 +131,7 @@ def _convert(value: Any, hint: Any, limits: Mapping[str, Any]) -> Any:
     if hint is float and isinstance(value, str):
         value = _scientific(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) < 10**300 else math.inf
     if type(value) is not hint or (hint is float and not math.isfinite(value)) or not _within(value, limits):
         raise ValueError(repr(value))
     return value

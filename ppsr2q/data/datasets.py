@@ -1,6 +1,7 @@
 """Test sets of paired images, and the split of a training folder."""
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, Iterator, List, Optional, Tuple
@@ -160,6 +161,18 @@ def shortened(names: List[str], limit: int = 8) -> str:
     return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
 
 
+def _images_below(folder: Path) -> Iterator[Path]:
+    """Of linked subfolders too (DF2K is two folders linked into one), not of hidden ones, of none twice."""
+    seen = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        folders[:] = sorted(name for name in folders if not name.startswith(".")) if real not in seen else []
+        for path in (Path(parent, name) for name in files if real not in seen):
+            if is_image_name(path) and path.is_file():
+                yield path
+        seen.add(real)
+
+
 def training_split(folder: PathLike) -> Tuple[List[Path], List[Path]]:
     """Split the images below ``folder`` (at any depth) into training and validation files.
 
@@ -173,8 +186,7 @@ def training_split(folder: PathLike) -> Tuple[List[Path], List[Path]]:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: expected a folder of training images, found none")
-    paths = [path for path in folder.rglob("*") if is_image_name(path) and path.is_file()]
-    paths.sort(key=lambda path: path.relative_to(folder).as_posix())
+    paths = sorted(_images_below(folder), key=lambda path: path.relative_to(folder).as_posix())
     if len(paths) < 2:
         raise UserError(f"{folder}: {len(paths)} image(s) found; at least 2 are needed, one to validate")
     if len(paths) < VALIDATION_EVERY:

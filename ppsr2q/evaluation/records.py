@@ -136,14 +136,12 @@ class Cell:
         keys: where it is in the record's results, e.g. ``("Set5", "psnr_y")``.
         paper: the paper's number, or None.
         fingerprint: what the record's must be to be current; None: not checked.
-        digits: decimals shown.
     """
 
     record: Union[str, Sequence[str]]
     keys: Tuple[str, ...]
     paper: Optional[float] = None
     fingerprint: Optional[str] = None
-    digits: int = 2
 
 
 def render_table(
@@ -183,7 +181,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _render(cell: Cell, records: Mapping[str, Mapping[str, Any]], stale: List[str]) -> str:
-    paper = "" if cell.paper is None else f" ({cell.paper:.{cell.digits}f})"
+    paper = "" if cell.paper is None else f" ({cell.paper:.2f})"
     names = [cell.record] if isinstance(cell.record, str) else cell.record
     names = [name for name in names if name in records]
     if not names:
@@ -192,8 +190,8 @@ def _render(cell: Cell, records: Mapping[str, Mapping[str, Any]], stale: List[st
     old = [name for name in names
            if cell.fingerprint is not None and records[name]["fingerprint"] != cell.fingerprint]
     stale += old
-    spread = f" ± {statistics.stdev(values):.{cell.digits}f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.{cell.digits}f}{spread}{'†' if old else ''}{paper}"
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.2f}{spread}{'†' if old else ''}{paper}"
 
 
 def _value(name: str, record: Mapping[str, Any], keys: Sequence[str]) -> float:

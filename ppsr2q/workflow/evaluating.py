@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
@@ -59,13 +61,30 @@ def _packed_upscaler(config: Config, model: Optional[str], engine: str,
 
 def described(config: Config, config_path: Optional[str], model: Optional[str], stage: Optional[str],
               engine: str) -> Dict[str, Any]:
-    """What :func:`load_upscaler` loads, for a report: a file with its SHA-256, or a config with its stage; and when, by
-    what and on what machine it is measured."""
+    """What :func:`load_upscaler` loads, for a report: a file with its SHA-256, or a config with its stage, the SHA-256 of the
+    file that the stage made and the options; and when, by what and on what machine it is measured."""
     if model is not None:
-        network = {"model": Path(model).name, "sha256": hashlib.sha256(Path(model).read_bytes()).hexdigest()}
+        network = {"model": Path(model).name, "sha256": _sha256(Path(model))}
     else:
-        network = {"config": Path(config_path).name, "stage": stage, "options": without_folders(config_to_dict(config))}
+        from ppsr2q.workflow.stages import default_stage, file_of_stage
+        stage = stage or default_stage(config)
+        made = file_of_stage(config, stage)
+        network = {"config": Path(config_path).name, "stage": stage, "sha256": None if made is None else _sha256(made),
+                   "options": without_folders(config_to_dict(config))}
     return {**network, "engine": engine, **circumstances()}
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def as_json(results: Any) -> str:
+    """JSON, which knows no infinity: the PSNR of an image that is met exactly is written as null."""
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: finite(inner) for key, inner in value.items()}
+        return None if isinstance(value, float) and math.isinf(value) else value
+    return json.dumps(finite(results), indent=1, allow_nan=False) + "\n"
 
 
 def measure(config: Config, upscale: Upscaler, scale: int, sets: List[str]) -> Dict[str, Any]:

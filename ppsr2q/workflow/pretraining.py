@@ -7,7 +7,8 @@ import paddle
 from paddle import nn
 
 from ppsr2q.core import distributed
-from ppsr2q.core.config import Config, config_to_dict, without_folders
+from ppsr2q.core.config import Config, ModelConfig, config_to_dict, without_folders
+from ppsr2q.core.errors import UserError
 from ppsr2q.core.files import make_writable
 from ppsr2q.core.trainer import ParameterGroup, TrainResult
 from ppsr2q.models.checkpoint import save_weights
@@ -48,6 +49,10 @@ def pretrain(config: Config, resume: bool = False) -> TrainResult:
     """Train in full precision; starts from ``model.weights`` when given, else from ``model.init``. Writes
     ``<output_dir>/weights.safetensors``."""
     settings = config.pretrain
+    if settings.schedule == "multistep" and not settings.milestones:
+        raise UserError("pretrain.schedule is multistep, but there are no pretrain.milestones: the rate would never fall")
+    if config.model.weights is not None and config.model.init != ModelConfig().init:
+        raise UserError(f"model.init={config.model.init} is of runs from scratch; this one starts with model.weights")
     network = build_network(config, with_weights=config.model.weights is not None)
     network.recompute = settings.recompute
     if config.model.weights is None:

@@ -25,7 +25,7 @@ from ppsr2q.evaluation.records import write_record
 from ppsr2q.workflow import cli
 from ppsr2q.workflow.evaluating import load_upscaler
 from ppsr2q.workflow.exporting import Written, export
-from ppsr2q.workflow.training import calibrate_routing, train
+from ppsr2q.workflow.training import calibrate_routing, has_routing, train
 
 CONFIG = "configs/quickstart.yml"
 BITS = (4, 2)
@@ -69,6 +69,8 @@ def run(output: Path, overrides: List[str]) -> Dict[str, Any]:
     packed, rows = [], []
     for bits in BITS:
         config, bounds_only = _configs(bits, output, overrides)
+        if not has_routing(config):
+            raise UserError("the quickstart shows what routing brings: rectifier.number must be above 1")
         packed.append(_quantize(bits, config, bounds_only))
         rows += _rows(bits, config, bounds_only)
     print("measuring")

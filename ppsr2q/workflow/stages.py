@@ -1,6 +1,7 @@
 """The network of a config after a stage (Paddle)."""
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Optional
 
 from paddle import nn
@@ -43,6 +44,18 @@ def _fused(config: Config, config_path: str) -> nn.Layer:
     return network_of_fused(artifact, path, config.model.routing, config.model.routing_seed)
 
 
+def default_stage(config: Config) -> str:
+    """The state of a run that is measured or used where none is named."""
+    return "fp" if config.quant.bits is None else "fused"
+
+
+def file_of_stage(config: Config, stage: str) -> Optional[Path]:
+    """The file that holds what a stage made; None where it made none (``fp``, ``bicubic``)."""
+    made_by = {"searched": "bounds", "bounds": "rectifiers", "rgt": "rectifiers", "fused": "fused",
+               "osrc": "table" if has_routing(config) else "rectifiers"}
+    return paths(config)[made_by[stage]] if stage in made_by else None
+
+
 def network_of_stage(config: Config, config_path: str, stage: Optional[str] = None) -> nn.Layer:
     """The network of a config after a stage: ``fp``, ``searched`` bounds, trained ``bounds`` (without rectifiers),
     ``rgt`` (mean gates), ``osrc`` (before fusing) or ``fused``; default ``fused``, or ``fp`` with ``quant.bits: null``.
@@ -50,7 +63,7 @@ def network_of_stage(config: Config, config_path: str, stage: Optional[str] = No
     Raises:
         UserError: naming the tool that makes what is missing, or what was made with other quantizers.
     """
-    stage = stage or ("fp" if config.quant.bits is None else "fused")
+    stage = stage or default_stage(config)
     if stage == "fp":
         return build_network(config)
     if stage == "bounds":

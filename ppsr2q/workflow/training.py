@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
+import shutil
 import sys
 from typing import Any, Dict, Iterator, Tuple, Union
 
@@ -48,9 +50,15 @@ def _watchers(config: Config, teacher) -> Tuple:
 
 
 @contextlib.contextmanager
-def open_dashboard(config: Config, stage: str) -> Iterator[Dashboard]:
-    """VisualDL log of a stage (rank 0 writes it), with the config as its hyper-parameters."""
-    dashboard = Dashboard(paths(config)["log"] / stage if distributed.is_main() else None)
+def open_dashboard(config: Config, stage: str, resume: bool) -> Iterator[Dashboard]:
+    """VisualDL log of a stage (rank 0 writes it), with the config as its hyper-parameters. Curves of an earlier run that
+    this one does not go on with are kept beside them, as a run of their own."""
+    folder = paths(config)["log"] / stage
+    if distributed.is_main() and not resume and folder.exists():
+        kept = folder.with_name(f"{stage}.earlier")
+        shutil.rmtree(kept, ignore_errors=True)
+        os.replace(folder, kept)
+    dashboard = Dashboard(folder if distributed.is_main() else None)
     dashboard.hyperparameters(config_to_dict(config), ["train/loss", "validation/psnr_y"])
     try:
         yield dashboard
@@ -66,7 +74,7 @@ def training_provenance(config: Config, network: nn.Layer) -> Dict[str, Any]:
 def run_stage(config: Config, stage, batches: Batches, settings: TrainerSettings, metadata: dict,
               resume: bool) -> TrainResult:
     """Train a stage with its checkpoint and log under ``output_dir``."""
-    with open_dashboard(config, stage.name) as dashboard:
+    with open_dashboard(config, stage.name, resume) as dashboard:
         return Trainer(stage, batches, settings, checkpoint_path(config, stage.name), dashboard, metadata).run(resume)
 
 

@@ -47,12 +47,14 @@ def test_a_row_says_what_was_trained_and_what_the_paper_has(tmp_path):
 
 def test_a_schedule_is_the_same_but_for_reports_and_options_of_its_past():
     config = table1.run_config(2, 4, "fine-tuned", TINY)
-    steps = {key: table1.config_to_dict(config)[key] for key in ("quant", "calib", "loss", "train")}
-    older = {**steps, "loss": {key: value for key, value in steps["loss"].items() if key != "route_weight"},
+    steps = {key: table1.config_to_dict(config)[key] for key in ("seed", "quant", "calib", "rectifier", "loss", "train")}
+    older = {**{key: value for key, value in steps.items() if key not in ("seed", "rectifier")},
+             "loss": {key: value for key, value in steps["loss"].items() if key != "route_weight"},
              "train": {**steps["train"], "log_every": 99}}
     assert config.loss.route_weight == table1.default_values()["loss.route_weight"]
     assert table1._same(older, steps, None)
-    assert not table1._same({**steps, "train": {**steps["train"], "batch": 99}}, steps, None)
+    for change in ({"train": {**steps["train"], "batch": 99}}, {"rectifier": {**steps["rectifier"], "rank": 2}}, {"seed": 77}):
+        assert not table1._same({**steps, **change}, steps, None)
 
 
 def test_a_record_of_other_weights_is_marked(tmp_path):
@@ -86,11 +88,14 @@ def test_the_smallest_run_goes_down_to_two_bits_and_leaves_models_that_give_its_
     shutil.rmtree(tmp_path / "further")  # a set measured later needs the model alone, however often a run would report
     table1.run(2, 4, "fine-tuned", [*TINY, "train.save_every=7"], "embedded", data, ["Other"], tmp_path / "further", results, first, how="pytest")
     record = read_records(results)["x2_w4a4_fine-tuned"]
-    assert record["schedule"] == steps and record["results"]["Other"] == record["results"]["Embedded"]
+    assert record["schedule"] == steps and record["results"]["Other"]["psnr_y"] == record["results"]["Embedded"]["psnr_y"]
+    assert set(record["results"]["Other"]["measured"]) == {"commit", "date", "lr"}
     assert not (tmp_path / "further").exists()
     table1.measure("x2_w2a2_fine-tuned", data, ["Embedded", "Other"], results)  # and not even the weights
     again = read_records(results)["x2_w2a2_fine-tuned"]
-    assert again["results"] == {**records["x2_w2a2_fine-tuned"]["results"], "Other": again["results"]["Embedded"]}
+    added = again["results"].pop("Other")
+    assert again["results"] == records["x2_w2a2_fine-tuned"]["results"]
+    assert added["psnr_y"] == again["results"]["Embedded"]["psnr_y"]
     assert again["how"] == records["x2_w2a2_fine-tuned"]["how"]
 
 

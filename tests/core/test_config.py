@@ -111,6 +111,7 @@ def test_null_where_it_is_allowed_only():
     ("_base_: gone.yml", r"gone\.yml: no such config file"),
     ("- 1", r"expected 'key: value' lines"),
     ("seed: [", "not valid YAML"),
+    ("output_dir: 2024-02-30", "not valid YAML: day is out of range"),
     ("seed: 1\nseed: 2", "'seed' is given twice"),
 ])
 def test_mistakes_in_files(write, text, message):
@@ -128,6 +129,8 @@ def test_a_mistake_in_a_base_names_the_base(write):
     ("quant.bits=9", "-o quant.bits=9: quant.bits must be"), ("quant.bits", "expected key=value"),
     ("=4", "expected key=value"), ("quant.bit=4", "did you mean quant.bits"),
     ("quant=4", "expected 'key: value'"),
+    ("output_dir=2024-02-30", "2024-02-30' is not a valid YAML value"), ("quant=" + "[" * 5000, "not a valid YAML value"),
+    ("train.lr_gate=1" + "0" * 400, "train.lr_gate must be"),
     ("seed.x=4", "seed must be an integer"), ("seed=[", "not a valid YAML value"),
     ("quant..bits=1", "unknown key"),
 ])

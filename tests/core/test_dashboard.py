@@ -16,7 +16,7 @@ def test_written_files_can_be_read_back(tmp_path):
     dashboard = Dashboard(tmp_path / "log")
     dashboard.scalar("train/loss", 1.5, 1)
     dashboard.scalar("train/loss", np.float32(0.5), 2)
-    dashboard.histogram("bounds/fc1", np.array([[0, 1], [1, np.nan]], np.float32), 2, buckets=2)
+    dashboard.histogram("bounds/fc1", np.array([[0, 1], [1, np.nan]], np.float32), 2)
     dashboard.image("crop", picture, 2)
     dashboard.hyperparameters({"train": {"lr": 0.1, "clip": None}, "augment": True}, ["train/loss"])
     dashboard.close()
@@ -25,7 +25,7 @@ def test_written_files_can_be_read_back(tmp_path):
     points = reader.get_data("scalar", "train/loss")
     assert [(point.id, point.value) for point in points] == [(1, 1.5), (2, 0.5)]
     (histogram,) = reader.get_data("histogram", "bounds/fc1")
-    assert list(histogram.histogram.hist) == [1, 2]
+    assert list(histogram.histogram.hist) == [1, *[0] * 18, 2]
     (image,) = reader.get_data("image", "crop")
     np.testing.assert_array_equal(Image.open(io.BytesIO(image.image.encoded_image_string)), picture)
     names = {info.name for info in reader.get_data("hyper_parameters", "hparam")[0].hparam.hparamInfos}

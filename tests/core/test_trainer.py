@@ -130,8 +130,15 @@ def test_a_finished_run_resumes_to_its_result(tmp_path):
 def test_nothing_to_resume_is_said(tmp_path, capsys):
     assert Trainer(TinyStage(), batches, TrainerSettings(1), tmp_path / "c").run(resume=True).iterations == 1
     assert "nothing to resume" in capsys.readouterr().out
-    Trainer(TinyStage(), batches, TrainerSettings(1), tmp_path / "c").run()
-    assert "starting over" in capsys.readouterr().out
+
+
+def test_starting_over_keeps_what_was_there(tmp_path, capsys):
+    path = tmp_path / "c.safetensors"
+    Trainer(TinyStage(), batches, TrainerSettings(5), path).run()
+    before = path.read_bytes()
+    Trainer(TinyStage(), batches, TrainerSettings(1), path).run()
+    kept = tmp_path / "c.earlier.safetensors"
+    assert kept.read_bytes() == before and f"is kept as {kept}" in capsys.readouterr().out
 
 
 def test_nan_stops_the_run_and_keeps_the_checkpoint(tmp_path):
@@ -145,7 +152,7 @@ def test_nan_stops_the_run_and_keeps_the_checkpoint(tmp_path):
 
 @pytest.mark.parametrize("change, message", [
     ({"config": {"train": {"lr": 0.2}}, "weights_sha256": "a"}, r"train\.lr was 0\.1, now it is 0\.2"),
-    ({"config": {"train": {"lr": 0.1}}, "weights_sha256": "b"}, "weights_sha256 was 'a', now it is 'b'"),
+    ({"config": {"train": {"lr": 0.1}}, "weights_sha256": "b"}, "model.weights holds other weights; name the file"),
     ({"weights_sha256": "a"}, r"train\.lr was 0\.1, now it is None"),
 ])
 def test_checkpoint_of_another_run_is_refused(tmp_path, change, message):

@@ -98,6 +98,18 @@ def test_training_split(tmp_path):
     assert len(train) == 39 and not set(train) & set(validation)
 
 
+def test_linked_folders_are_trained_on_and_hidden_ones_are_not(tmp_path):
+    for name in ("real/a.png", "real/b.png", "train/.ipynb_checkpoints/a.png", "train/own/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+    (tmp_path / "train" / "DIV2K").symlink_to(tmp_path / "real")
+    (tmp_path / "train" / "twice").symlink_to(tmp_path / "real")
+    (tmp_path / "train" / "own" / "circle").symlink_to(tmp_path / "train")
+    train, validation = datasets.training_split(tmp_path / "train")
+    assert [path.relative_to(tmp_path / "train").as_posix() for path in train + validation] == [
+        "DIV2K/a.png", "DIV2K/b.png", "own/c.png"]
+
+
 def test_training_split_of_few_images(tmp_path):
     for index in range(3):
         (tmp_path / f"{index}.png").touch()

@@ -62,14 +62,14 @@ def test_table(tmp_path):
         [("SPR2Q", [Cell("w4", ("Set5", "psnr_y"), 37.72, "now"),
                     Cell("w2", ("Set5", "psnr_y"), 35.97, "now"),
                     Cell("w1", ("Set5", "psnr_y"), 33.3)]),
-         ("other", [Cell("w4", ("Set5", "psnr_y"), digits=1), Cell("x", ("Set5",)), Cell("y", ("Set5",))])],
+         ("other", [Cell("w4", ("Set5", "psnr_y")), Cell("x", ("Set5",)), Cell("y", ("Set5",))])],
         read_records(tmp_path),
     )
     assert text.splitlines() == [
         "| method | 4 bit | 2 bit | 1 bit |",
         "| --- | ---: | ---: | ---: |",
         "| SPR2Q | 37.71 (37.72) | 35.97† (35.97) | not run (33.30) |",
-        "| other | 37.7 | not run | not run |",
+        "| other | 37.71 | not run | not run |",
         "",
         "† stale, measured with another plan, weights or protocol; to be run again: w2",
     ]

@@ -162,8 +162,36 @@ def test_evaluation_measures_every_stage(exported, options, out, data, tmp_path)
     assert set(fused) == {"Embedded", "protocol", "measured"} and set(fused["Embedded"]["images"]) == {"chelsea", "coffee"}
     assert fused["Embedded"]["psnr_y"] == pytest.approx(osrc["Embedded"]["psnr_y"], abs=1e-3)
     assert fused["measured"]["sha256"] == hashlib.sha256((out / "fused.safetensors").read_bytes()).hexdigest()
+    tool("evaluate", *options, "--sets", "Embedded", "--json", tmp_path / "default.json")
+    default = json.loads((tmp_path / "default.json").read_text())["measured"]
+    assert (default["stage"], default["sha256"]) == ("fused", fused["measured"]["sha256"])
+    assert osrc["measured"]["sha256"] == hashlib.sha256((out / "spr2q_table.safetensors").read_bytes()).hexdigest()
     assert full["measured"]["stage"] == "fp" and full["measured"]["options"]["output_dir"] == out.name
     assert full["Embedded"]["psnr_y"] > fused["Embedded"]["psnr_y"] > 20
+
+
+def test_results_are_json_also_where_an_image_is_met_exactly():
+    from ppsr2q.workflow.evaluating import as_json
+    found = json.loads(as_json({"Set": {"psnr_y": float("inf"), "ssim_y": 1.0}}), parse_constant=pytest.fail)
+    assert found == {"Set": {"psnr_y": None, "ssim_y": 1.0}}
+
+
+def test_curves_of_an_earlier_run_are_kept_apart(options, trained, tmp_path):
+    from ppsr2q.core.config import load_config
+    from ppsr2q.workflow.training import open_dashboard
+    config = load_config(None, [f"output_dir={tmp_path}"])
+    for resume, files, earlier in ((False, 1, 0), (True, 1, 0), (False, 1, 1)):
+        with open_dashboard(config, "rgt", resume):
+            pass
+        assert len(list((tmp_path / "log" / "rgt").iterdir())) >= files
+        assert (tmp_path / "log" / "rgt.earlier").exists() == bool(earlier)
+
+
+@pytest.mark.parametrize("option, message", [
+    ("pretrain.schedule=multistep", "there are no pretrain.milestones"),
+    ("model.init=bilinear", "model.init=bilinear is of runs from scratch")])
+def test_what_pretraining_would_ignore_is_refused(options, option, message):
+    assert message in tool("pretrain", *options, "-o", option, expect=2)
 
 
 def test_prediction_keeps_grey_alpha_and_depth(exported, out, tmp_path):
