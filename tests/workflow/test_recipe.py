@@ -16,11 +16,11 @@ from ppsr2q.workflow.starting import search_only
 from ppsr2q.workflow.training import calibrate_routing, train
 
 CONFIG = "configs/mambairv2_light_x2_w{}a{}_best.yml"
-SMALL = ["model.weights=embedded", "calib.images=1", "calib.lr_patch=16", "train.iterations=4", "train.batch=1",
-         "train.lr_patch=16", "train.final_share=0.25", "train.final_lr_patch=24", "train.final_batch=2",
-         "train.average_last=2", "train.warmup=0", "train.validate_every=0", "train.validation_crops=1",
-         "train.save_every=1", "train.teacher_routing=0.5", "loss.route_weight=0.01", "route_calib.iterations=1",
-         "route_calib.batch=1", "quant.equalize=true", "rectifier.start=closed_form"]
+SMALL = ["model.weights=embedded", "calib.images=1", "calib.lr_patch=16", "calib.dobi_mode=code", "calib.candidates=10",
+         "train.iterations=4", "train.batch=1", "train.lr_patch=16", "train.final_share=0.25", "train.final_lr_patch=24",
+         "train.final_batch=2", "train.average_last=2", "train.warmup=0", "train.validate_every=0",
+         "train.validation_crops=1", "train.save_every=1", "train.teacher_routing=0.5", "loss.route_weight=0.01",
+         "route_calib.iterations=1", "route_calib.batch=1", "quant.equalize=true", "rectifier.start=closed_form"]
 
 
 @pytest.fixture(scope="module")
