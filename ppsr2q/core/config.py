@@ -41,7 +41,7 @@ class DataConfig:
 class QuantConfig:
     bits: Optional[int] = option(4, "bits of weights and activations; null: not quantized", low=1, high=8)
     overrides: Dict[str, Optional[int]] = option(
-        {}, "bits of single tensors: pattern -> bits, null for floating point", low=1, high=8)
+        {}, "bits of single tensors: pattern -> bits, null for floating point; added to those of _base_", low=1, high=8)
     zero_point: str = option("float", "free lower bound (the paper's), or a whole multiple of the step",
                              choices=("float", "integer"))
     parametrization: str = option("absolute", "train the bounds themselves, or divided by their first range",
