@@ -30,7 +30,8 @@ def main() -> None:
     upscale, scale = load_upscaler(config, arguments.config, arguments.model, arguments.stage, arguments.engine,
                                     arguments.threads)
     sets = arguments.sets.split(",") if arguments.sets else config.data.sets
-    measured = described(config, arguments.config, arguments.model, arguments.stage, arguments.engine)
+    if arguments.json:  # before hours in which the file may change
+        measured = described(config, arguments.config, arguments.model, arguments.stage, arguments.engine)
     results = measure(config, upscale, scale, sets)
     print(format_results(results))
     if arguments.json:

@@ -215,6 +215,43 @@ def test_impossible_images_are_refused(at_4_bits, image, said):
         Runtime(at_4_bits[1], 1).upscale(image)
 
 
+def test_an_image_beyond_the_largest_side_is_work_for_tiles(at_4_bits):
+    with pytest.raises(UserError, match="at most 32768, got 1 x 32769; use tiles"):
+        Runtime(at_4_bits[1], 1).upscale(np.zeros((32769, 1, 3), np.float32))
+
+
+@pytest.mark.parametrize("index, shape", [(20, (16, 16)), (-1, (16, 16)), (0, (16, 17)), (0, (8, 16))])
+def test_impossible_layers_are_refused(at_4_bits, index, shape):
+    with pytest.raises(ValueError, match="layer from 0 to 19"):
+        Runtime(at_4_bits[1], 1).run_layer(index, np.zeros((*shape, 48), np.float32))
+
+
+def test_images_need_not_be_contiguous(at_4_bits):
+    runtime, image = Runtime(at_4_bits[1], 1), random_image(20, 24)
+    assert np.array_equal(runtime.upscale(image.transpose(1, 0, 2)),
+                          runtime.upscale(np.ascontiguousarray(image.transpose(1, 0, 2))))
+
+
+def test_a_model_that_does_not_fit_is_refused(at_4_bits):
+    model = at_4_bits[1]
+    floats = {name: value for name, value in model.floats.items() if name != "conv_first.bias"}
+    with pytest.raises(UserError, match="conv_first.bias: missing"):
+        Runtime(PackedModel(model.architecture, model.quantizers, model.codes, floats, model.metadata))
+    floats = {**model.floats, "conv_first.bias": np.zeros(47, np.float32)}
+    with pytest.raises(UserError, match="conv_first.bias: expected 48 numbers, got 47"):
+        Runtime(PackedModel(model.architecture, model.quantizers, model.codes, floats, model.metadata))
+
+
+def test_what_it_would_not_quantize_is_refused(at_4_bits):
+    model = at_4_bits[1]
+    layer = "layers.0.residual_group.layers.0.assm.points.one_hot"
+    for name, bounds, said in (("conv_after_body.input", (-1, 1), "takes it in floating point only"),
+                               (layer, (0, 2), "bounds of 0 and 1 only")):
+        quantizers = {**model.quantizers, name: TensorQuantizer(4, *bounds)}
+        with pytest.raises(UserError, match=said):
+            Runtime(PackedModel(model.architecture, quantizers, model.codes, model.floats, model.metadata))
+
+
 def test_an_image_beyond_the_free_memory_is_refused(at_4_bits, monkeypatch):
     runtime, image = Runtime(at_4_bits[1], 1), random_image(20, 24)
     needed = 32 * 32 * 1800 + 20 * 24 * 12 * 2**2
