@@ -9,8 +9,8 @@ from typing import Dict, Optional, Sequence
 import numpy as np
 import paddle
 
-from benchmarks.inference_plan import NETWORKS, Network
 from benchmarks import runs
+from benchmarks.inference_plan import NETWORKS, Network
 from ppsr2q.core.config import Config, load_config
 from ppsr2q.core.errors import UserError
 from ppsr2q.deploy.packed import PackedModel, read_packed, write_packed

@@ -124,7 +124,8 @@ class Measurement:
 
     def _growth(self) -> Results:
         sides = SIDES[:3] if self._arguments.quick else SIDES
-        seconds = self._or_skipped(engines.growth, GROWING, self._folder, sides, 1 if self._arguments.quick else ROUNDS, self._threads)
+        rounds = 1 if self._arguments.quick else ROUNDS
+        seconds = self._or_skipped(engines.growth, GROWING, self._folder, sides, rounds, self._threads)
         if "skipped" in seconds:
             return seconds
         return {side: {"seconds": value, "seconds_per_pixel": value / int(side)**2} for side, value in seconds.items()}
