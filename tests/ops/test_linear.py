@@ -1,4 +1,6 @@
 """Linear layers alone and behind a LayerNorm: reference against numpy, kernel against the reference."""
+import platform
+
 import numpy as np
 import paddle
 import pytest
@@ -218,3 +220,15 @@ def test_reversed_bounds_are_named():
     with dispatch.use({"norm_linear"}):
         with pytest.raises(ValueError, match=r"norm_linear: quantizer 'input of layer 1' .*\[1.0, 1.0\]"):
             norm_linear(trainable(2, 40, 48), layer_norm(48), [QuantizedLinear(48, 24, 4), layer])
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64", "aarch64", "arm64"), reason="flushes nothing here")
+def test_denormals_are_zeros_inside_kernels_only():
+    comparison.require_kernels()
+    layer = QuantizedLinear(4, 4, bias=False)
+    layer.weight.set_value(np.eye(4, dtype="float32") * np.float32(1e-10))
+    x = np.array([1e-27, 1e-29, 1e-31, -1e-30], "float32")  # times 1e-10: normal, then three denormals
+    with dispatch.use({"linear"}), paddle.no_grad():
+        y = linear(paddle.to_tensor(x).reshape([1, 1, 4]), layer).numpy().ravel()
+    np.testing.assert_allclose(y, [1e-37, 0, 0, 0], rtol=1e-6, atol=0)
+    assert (x * np.float32(1e-10) != 0).all()

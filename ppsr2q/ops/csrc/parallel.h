@@ -14,6 +14,7 @@
 #include <memory>
 #include <new>
 
+#include "denormals.h"
 #include "simd.h"
 
 namespace ppsr2q {
@@ -57,8 +58,8 @@ private:
     std::unique_ptr<float, FreeBuffer> memory_;
 };
 
-// body(task, scratch) for every task in [0, tasks); scratch holds scratch_size floats and belongs to the
-// thread. Scratch is allocated here, not in the body, because no exception may leave a parallel region.
+// body(task, scratch) for every task in [0, tasks), denormals flushed; scratch holds scratch_size floats and belongs
+// to the thread. Scratch is allocated here, not in the body, because no exception may leave a parallel region.
 template <class Body>
 void parallel_tasks(std::int64_t tasks, std::size_t scratch_size, const Body& body) {
     const int threads = static_cast<int>(std::min<std::int64_t>(available_threads(), tasks));
@@ -69,6 +70,7 @@ void parallel_tasks(std::int64_t tasks, std::size_t scratch_size, const Body& bo
 #pragma omp parallel num_threads(threads)
 #endif
     {
+        const FlushDenormals flush;
         float* own = scratch.data() + stride * thread_number();
         for (std::int64_t task = next++; task < tasks; task = next++) {
             body(task, own);

@@ -9,6 +9,8 @@
 #include <thread>
 #include <vector>
 
+#include "../../../ops/csrc/denormals.h"
+
 namespace ppsr2q {
 namespace runtime {
 
@@ -31,11 +33,12 @@ public:
 
     int size() const { return static_cast<int>(workers_.size()) + 1; }
 
-    // body(task, thread) for every task in [0, tasks); returns when all are done. body must not throw.
+    // body(task, thread) for every task in [0, tasks), denormals flushed; returns when all are done. body must not throw.
     template <class Body>
     void run(std::int64_t tasks, const Body& body) {
         std::atomic<std::int64_t> next(0);
         auto work = [&](int thread) {
+            const FlushDenormals flush;
             for (std::int64_t task = next++; task < tasks; task = next++) {
                 body(task, thread);
             }
