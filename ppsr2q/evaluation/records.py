@@ -146,14 +146,14 @@ class Cell:
 
 def render_table(
     columns: Sequence[str],
-    rows: Sequence[Tuple[str, Sequence[Cell]]],
+    rows: Sequence[Tuple[str, Sequence[Union[Cell, float]]]],
     records: Mapping[str, Mapping[str, Any]],
 ) -> str:
     """A Markdown table whose cells read ``ours (paper)``; never measured ones read ``not run``.
 
     Args:
         columns: headings, the first one of the row labels.
-        rows: (label, one cell per further column).
+        rows: (label, one cell per further column; a number that is quoted, not measured, as it is).
         records: from :func:`read_records`.
 
     Returns:
@@ -180,7 +180,9 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _render(cell: Cell, records: Mapping[str, Mapping[str, Any]], stale: List[str]) -> str:
+def _render(cell: Union[Cell, float], records: Mapping[str, Mapping[str, Any]], stale: List[str]) -> str:
+    if not isinstance(cell, Cell):
+        return f"{cell:.2f}"
     paper = "" if cell.paper is None else f" ({cell.paper:.2f})"
     names = [cell.record] if isinstance(cell.record, str) else cell.record
     names = [name for name in names if name in records]
