@@ -10,6 +10,7 @@ Markdown table (.md).
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 import time
 from pathlib import Path
@@ -24,7 +25,7 @@ from ppsr2q.core.config import load_config  # noqa: E402
 from ppsr2q.core.files import write_text  # noqa: E402
 from ppsr2q.data.datasets import TestSet  # noqa: E402
 from ppsr2q.evaluation.evaluator import PROTOCOL, Upscaler, evaluate  # noqa: E402
-from ppsr2q.evaluation.records import write_record  # noqa: E402
+from ppsr2q.evaluation.records import circumstances, write_record  # noqa: E402
 from ppsr2q.workflow import cli  # noqa: E402
 from ppsr2q.workflow.progress import Progress  # noqa: E402
 
@@ -56,11 +57,12 @@ def compare(runtime: Upscaler, paddle: Upscaler, test_set: TestSet) -> Dict[str,
         counts[:] += histogram(output, outputs[pair.name])
         progress.advance()
 
-    ours = evaluate(runtime, [test_set], keep)[test_set.name]
+    found = evaluate(runtime, [test_set], keep)
+    ours = found[test_set.name]
     simulated = evaluate(paddle, [test_set], count)[test_set.name]
     progress.close()
     apart = [scores["psnr_y"] - simulated["images"][key]["psnr_y"] for key, scores in ours["images"].items()]
-    return {"runtime": ours["psnr_y"], "paddle": simulated["psnr_y"], "difference": ours["psnr_y"] - simulated["psnr_y"],
+    return {"lr": found["protocol"]["lr"], "runtime": ours["psnr_y"], "paddle": simulated["psnr_y"], "difference": ours["psnr_y"] - simulated["psnr_y"],
             "images": {"number": len(apart), "lowest": min(apart), "highest": max(apart)},
             "shares": shares(counts), "largest": int(np.flatnonzero(counts).max())}
 
@@ -94,11 +96,13 @@ def main() -> None:
     test_sets = [TestSet(arguments.data, name, runtime.scale) for name in arguments.sets.split(",")]
     from ppsr2q.workflow.networks import load_packed, upscaler
     paddle = upscaler(load_packed(arguments.model))
-    started = time.monotonic()
+    started, when = time.monotonic(), circumstances()
     results = {test_set.name: compare(runtime.upscale, paddle, test_set) for test_set in test_sets}
     record = write_record(arguments.json, f"{Path(arguments.model).name}: integer runtime against Paddle", results,
                           how=f"python benchmarks/parity.py --model MODEL --data DATA --sets {arguments.sets}",
-                          seconds=time.monotonic() - started, protocol=PROTOCOL)
+                          seconds=time.monotonic() - started, measured=when,
+                          protocol={**{key: value for key, value in PROTOCOL.items() if key != "lr"}, "scale": runtime.scale},
+                          fingerprint=hashlib.sha256(Path(arguments.model).read_bytes()).hexdigest())
     text = markdown(record)
     write_text(arguments.json.with_suffix(".md"), text)
     print(text)

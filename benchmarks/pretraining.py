@@ -18,7 +18,7 @@ from benchmarks import runs  # noqa: E402
 from ppsr2q.core.config import load_config  # noqa: E402
 from ppsr2q.core.files import atomic_path, load_artifact  # noqa: E402
 from ppsr2q.core.resume import KIND as RESUME_KIND  # noqa: E402
-from ppsr2q.evaluation.records import write_record  # noqa: E402
+from ppsr2q.evaluation.records import circumstances, write_record  # noqa: E402
 from ppsr2q.models.checkpoint import KIND  # noqa: E402
 from ppsr2q.workflow import cli  # noqa: E402
 
@@ -46,12 +46,13 @@ def record(run: Path, data: Path, sets: Sequence[str], path: Path) -> Mapping[st
     config = load_config(None, [f"model.name={model['name']}", f"model.scale={model['scale']}", f"model.weights={weights}",
                                 f"data.root={data}"])
     network = build_network(config)
+    when = circumstances()
     found = measure(config, upscaler(network), network.scale, list(sets))
-    start = "" if model["weights"] is None else " --weights START"
+    start = "" if model["weights"] is None else " -o model.weights=START"
     return write_record(path, f"{model['name']} x{model['scale']} in full precision",
-                        {**runs.scores(found, sets), "curves": curves(run / CHECKPOINT)}, seconds=metadata["seconds"],
+                        {**runs.scores(found, sets, when), "curves": curves(run / CHECKPOINT)}, seconds=metadata["seconds"],
                         how=f"tools/pretrain.py{start}, benchmarks/pretraining.py --run OUT --data DATA",
-                        seed=metadata["seed"], schedule=settings, protocol=found["protocol"],
+                        seed=metadata["seed"], schedule=settings, protocol=runs.protocol_of(found), measured=when,
                         fingerprint=metadata["weights_sha256"])
 
 

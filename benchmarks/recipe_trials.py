@@ -4,7 +4,7 @@
   python benchmarks/recipe_trials.py --run … --bits 2 --from RECTIFIERS --iterations 150
   python benchmarks/recipe_trials.py --render
 
-All trials of a bit width share seed, crops and iterations and differ in the options named; each goes on where it was
+Trials of a bit width with equal iterations share seed and crops and differ in the options named; each goes on where it was
 stopped and writes its record as soon as it is finished. At 4 bits they begin with full precision; below, with what a run
 at the next higher width has ended with (--from), and with the preset as it is.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional
@@ -22,7 +23,7 @@ from benchmarks import runs  # noqa: E402
 from ppsr2q.core.config import config_to_dict, load_config, without_folders  # noqa: E402
 from ppsr2q.core.errors import UserError  # noqa: E402
 from ppsr2q.core.files import load_artifact, tensors_sha256, write_text  # noqa: E402
-from ppsr2q.evaluation.records import fingerprint_of, read_records, write_record  # noqa: E402
+from ppsr2q.evaluation.records import circumstances, fingerprint_of, read_records, write_record  # noqa: E402
 from ppsr2q.workflow import cli  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "recipe_trials"
@@ -120,13 +121,15 @@ def run(name: str, bits: int, iterations: int, weights: str, train_folder: str, 
     known = read_records(results).get(file.stem)
     if known and known["fingerprint"] == mark:
         return
+    when = circumstances()
     result = train(config, resume=True)
     figures = {"psnr_y": next(entry["validation/psnr_y"] for entry in reversed(result.history)
                               if "validation/psnr_y" in entry),
                **{key: result.last_losses[key] for key in ("pixel", "feature", "flipped")}}
     write_record(file, name, {"bits": bits, "iterations": iterations, "options": own, **figures}, seconds=result.seconds,
-                 how=f"benchmarks/recipe_trials.py --run --bits {bits} --trials '{name}' --iterations {iterations}",
-                 seed=config.seed,
+                 how=f"benchmarks/recipe_trials.py --run --bits {bits} --trials {shlex.quote(name)} --iterations {iterations}"
+                     + " --from RECTIFIERS" * (start is not None) + " --weights W --train DATA/train",
+                 seed=config.seed, measured=when,
                  schedule=without_folders(config_to_dict(config))["train"], fingerprint=mark)
 
 

@@ -9,7 +9,6 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from ppsr2q.core.config import Config
 from ppsr2q.core.errors import Interrupted, UserError
-from ppsr2q.evaluation.records import circumstances
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 #: scale -> SHA-256 over the tensors of the official checkpoint (:func:`weights_hash`)
@@ -33,12 +32,16 @@ def expect_sets(data: Path, sets: Sequence[str], scale: int) -> None:
         TestSet(data, name, scale)
 
 
-def scores(found: Mapping[str, Any], sets: Sequence[str]) -> Dict[str, Dict[str, Any]]:
-    """Of an evaluation, what records keep: the means of the sets, not the images; and by what, when and from which LR
-    images each was measured, because sets are added to records later."""
-    now = circumstances()
-    measured = {"commit": now["commit"], "date": now["date"], "lr": found["protocol"]["lr"]}
+def scores(found: Mapping[str, Any], sets: Sequence[str], when: Mapping[str, Any]) -> Dict[str, Dict[str, Any]]:
+    """Of an evaluation, what records keep: the means of the sets, not the images; and by what, when (of
+    ``records.circumstances``) and from which LR images each was measured, because sets are added to records later."""
+    measured = {"commit": when["commit"], "date": when["date"], "lr": found["protocol"]["lr"]}
     return {name: {**{key: found[name][key] for key in ("psnr_y", "ssim_y")}, "measured": measured} for name in sets}
+
+
+def protocol_of(found: Mapping[str, Any]) -> Dict[str, Any]:
+    """The protocol of an evaluation but for what :func:`scores` keeps with every set."""
+    return {key: value for key, value in found["protocol"].items() if key != "lr"}
 
 
 def stop_after(minutes: Optional[float]) -> None:

@@ -103,7 +103,11 @@ class Measurement:
 
     def _growth(self) -> Results:
         sides = SIDES[:3] if self._quick else SIDES
-        seconds = self._child(self._run.growth, sides, self._rounds(CASES["fp_forward_180x320"]))
+        try:
+            seconds = self._child(self._run.growth, sides, self._rounds(CASES["fp_forward_180x320"]))
+        except DoesNotFit as error:  # most likely the largest; they take turns in one process
+            self._say(f"{sides[-1]} x {sides[-1]}: skipped: {error}")
+            seconds = self._child(self._run.growth, sides[:-1], self._rounds(CASES["fp_forward_180x320"]))
         found = {side: {"seconds": value, "seconds_per_pixel": value / int(side)**2}
                  for side, value in seconds.items()}
         for side, figures in found.items():

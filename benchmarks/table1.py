@@ -18,6 +18,7 @@ DATA holds train/ and the test sets.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shutil
 import sys
@@ -31,9 +32,10 @@ from benchmarks import runs  # noqa: E402
 from ppsr2q.core.config import (Config, config_to_dict, default_values, flatten, is_reporting,  # noqa: E402
                                 load_config)
 from ppsr2q.core.errors import UserError  # noqa: E402
-from ppsr2q.core.files import atomic_path, load_artifact, write_text  # noqa: E402
+from ppsr2q.core.files import atomic_path, load_artifact, tensors_sha256, write_text  # noqa: E402
 from ppsr2q.evaluation.evaluator import PROTOCOL  # noqa: E402
-from ppsr2q.evaluation.records import Cell, fingerprint_of, read_records, render_table, write_record  # noqa: E402
+from ppsr2q.evaluation.records import (Cell, circumstances, fingerprint_of, read_records,  # noqa: E402
+                                       render_table, write_record)
 from ppsr2q.workflow import cli  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "table1"
@@ -43,7 +45,7 @@ STARTS = {2: 4, 1: 2}  # width -> the one whose result it begins with
 SETS = ("Set5", "Set14", "B100", "Urban100")
 #: what learns beside bounds and rectifiers; the paper's method is the first
 RECIPES = {"rectifiers-only": ["train.finetune=none"], "fine-tuned": []}
-#: of stage 1, in options; ``reduced`` has as many updates as fit into half an hour on 2 cores, of half as many crops;
+#: of stage 1, in options; ``reduced`` has an eighth of the updates, of half as many and smaller crops;
 #: ``further`` is for a second piece, on larger crops at half the rates
 SCHEDULES = {
     "full": [],
@@ -115,19 +117,20 @@ def run(scale: int, bits: int, recipe: str, schedule: Sequence[str], weights: st
     config = run_config(scale, bits, recipe, schedule, weights, data, output, start)
     name = run_name(scale, bits, recipe)
     model, mark = results / f"{name}.safetensors", fingerprint(scale, bits, runs.weights_hash(config))
-    options = config_to_dict(config)
-    steps = json.loads(json.dumps({key: options[key] for key in ("seed", "quant", "calib", "rectifier", "loss", "train",
-                                                                 "route_calib")}))
-    steps["train"].pop("start_from")
+    steps = _steps(config)
+    begun = Path(config.train.start_from or "")
+    steps["start_sha256"] = tensors_sha256(load_artifact(begun).tensors) if begun.is_file() else None
     known = read_records(results).get(name)
     if not (known is not None and known["fingerprint"] == mark and model.exists()
-            and _same(known["schedule"], steps, start)):
-        packed, steps["earlier"] = _make(config, CONFIG.format(scale=scale, bits=bits))
+            and _same(known["schedule"], steps)):
+        when = circumstances()
+        packed, origin = _make(config, CONFIG.format(scale=scale, bits=bits))
+        steps.update(start_sha256=origin.get("start_sha256"), earlier=origin.get("earlier", []))
         with atomic_path(model) as temporary:
             shutil.copyfile(packed, temporary)
         write_record(results / f"{name}.json", f"MambaIRv2-light x{scale}, {bits} bits, best ({recipe})",
                      {"bytes": model.stat().st_size}, how=how, seconds=runs.trained_seconds(config, ("rgt", "osrc")),
-                     seed=config.seed, fingerprint=mark, schedule=steps)
+                     seed=config.seed, fingerprint=mark, schedule=steps, measured=when)
     measure(name, data, sets, results)
 
 
@@ -138,35 +141,50 @@ def measure(name: str, data: Path, sets: Sequence[str], results: Path) -> None:
     missing = [key for key in sets if key not in record["results"]]
     if not missing:
         return
-    config = load_config(None, [f"data.root={data}"])
+    when, config = circumstances(), load_config(None, [f"data.root={data}"])
     found = evaluating.measure(config, *evaluating.load_upscaler(config, None, str(model), None, "runtime"), missing)
     write_record(results / f"{name}.json", record["what"],
-                 {**record["results"], **runs.scores(found, missing)}, protocol=found["protocol"],
+                 {**record["results"], **runs.scores(found, missing, when)}, protocol=runs.protocol_of(found),
+                 measured={key: record[key] for key in when},
                  **{key: record[key] for key in ("how", "seconds", "seed", "fingerprint", "schedule")})
     print(f"{name}: " + "  ".join(f"{key} {found[key]['psnr_y']:.2f}" for key in missing), flush=True)
 
 
-def _same(known: Mapping[str, Any], steps: Mapping[str, Any], start: Optional[Path]) -> bool:
-    """Whether a record's schedule is the one asked for; where it began counts only where ``start`` was asked for. What a
-    record does not name was not there yet when it was written."""
-    from ppsr2q.workflow.starting import pieces
-    if start is not None and known.get("earlier") != pieces(load_artifact(start)):
+def _steps(config: Config) -> Dict[str, Any]:
+    """The options that say what is trained, as a record holds them."""
+    options = config_to_dict(config)
+    steps = json.loads(json.dumps({key: options[key] for key in ("seed", "quant", "calib", "rectifier", "loss", "train",
+                                                                 "route_calib")}))
+    del steps["train"]["start_from"]
+    return steps
+
+
+def _same(known: Mapping[str, Any], steps: Mapping[str, Any]) -> bool:
+    """Whether a record's schedule is the one asked for; where it began counts only where ``steps`` knows it (what it began
+    with may be gone). What a record does not name was not there yet when it was written."""
+    if steps["start_sha256"] not in (None, known.get("start_sha256")):
         return False
-    before, now = ({key: value for key, value in flatten({**schedule, "earlier": None}).items()
+    return not _changed(known, steps)
+
+
+def _changed(known: Mapping[str, Any], steps: Mapping[str, Any]) -> Dict[str, Tuple[Any, Any]]:
+    """Options that are others in a record's schedule than in ``steps``: (there, here)."""
+    before, now = ({key: value for key, value in flatten({**schedule, "earlier": None, "start_sha256": None}).items()
                     if not is_reporting(key)} for schedule in (known, steps))
     defaults = default_values()
-    return {**{key: defaults[key] for key in now if key in defaults}, **before} == now
+    before = {**{key: defaults[key] for key in now if key in defaults}, **before}
+    return {key: (before.get(key), now.get(key)) for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
 
 
-def _make(config: Config, config_path: str) -> Tuple[Path, List[Dict[str, Any]]]:
-    """Stages 1 to 3: (the packed model, the pieces of training before this run's)."""
+def _make(config: Config, config_path: str) -> Tuple[Path, Mapping[str, Any]]:
+    """Stages 1 to 3: (the packed model, what stage 1 says of how it came about)."""
     from ppsr2q.workflow.exporting import export
     from ppsr2q.workflow.paths import paths
     from ppsr2q.workflow.training import calibrate_routing, train
     train(config, resume=True)
     calibrate_routing(config, config_path, resume=True)
     packed = export(config, config_path, ["packed"], rest="float16")["packed"]
-    return packed.path, load_artifact(paths(config)["rectifiers"]).metadata.get("earlier", [])
+    return packed.path, load_artifact(paths(config)["rectifiers"]).metadata
 
 
 def _label(bits: int, recipe: str, record: Optional[Mapping[str, Any]]) -> str:
@@ -176,14 +194,34 @@ def _label(bits: int, recipe: str, record: Optional[Mapping[str, Any]]) -> str:
     steps = record["schedule"]
     earlier = steps.get("earlier", [])
     before = [piece for piece in earlier if piece["bits"] == bits]
-    start = next((f" from W{piece['bits']}A{piece['bits']}" for piece in reversed(earlier) if piece["bits"] != bits), "")
-    trained = " + ".join(f"{piece['iterations']:,} iterations of batch {piece['batch']} at LR "
-                         f"{piece['lr_patch']}x{piece['lr_patch']}" for piece in [*before, steps["train"]])
-    train = steps["train"]
-    if train["final_share"]:
-        trained += (f" (the last {train['final_share']:.0%} of batch {train['final_batch']} at "
-                    f"{train['final_lr_patch']}x{train['final_lr_patch']})")
+    start = ""
+    if len(before) < len(earlier):
+        width = [piece["bits"] for piece in earlier if piece["bits"] != bits][-1]
+        length = sum(piece["iterations"] for piece in earlier if piece["bits"] == width)
+        start = f" from W{width}A{width} of {length:,} iterations"
+    alike = itertools.groupby([*before, steps["train"]], key=_crops)
+    trained = " + ".join(f"{' + '.join(format(piece['iterations'], ',') for piece in group)} iterations of {crops}"
+                         for crops, group in alike)
     return f"{label}{start}, {trained}, {record['results']['bytes'] / 1e6:.2f} MB"
+
+
+def _crops(piece: Mapping[str, Any]) -> str:
+    """What a piece of training (options PIECE) saw in every iteration."""
+    text = f"batch {piece['batch']} at LR {piece['lr_patch']}x{piece['lr_patch']}"
+    if not piece["final_share"]:
+        return text
+    return (f"{text} (the last {piece['final_share']:.0%} of batch {piece['final_batch']} at "
+            f"{piece['final_lr_patch']}x{piece['final_lr_patch']})")
+
+
+def _otherwise(scale: int, bits: int, recipe: str, record: Mapping[str, Any]) -> List[str]:
+    """A line on what a record was trained with that is neither in its label nor the recipe as it is now."""
+    from ppsr2q.workflow.starting import PIECE
+    labelled = {f"train.{key}" for key in PIECE}
+    changed = _changed(record["schedule"], _steps(run_config(scale, bits, recipe)))
+    told = [f"{key} {then} (now {now})" for key, (then, now) in sorted(changed.items()) if key not in labelled]
+    return [f"x{scale} W{bits}A{bits}, best ({recipe}), was trained with other options than the recipe has now: "
+            + ", ".join(told)] if told else []
 
 
 def render(results: Path = RESULTS) -> str:
@@ -192,16 +230,20 @@ def render(results: Path = RESULTS) -> str:
     lines = ["MambaIRv2-light, PSNR-Y/dB of the packed models beside the records, ours (the paper's SPR²Q: 12,000 "
              "iterations of batch 8 at LR 64x64 on DF2K). Only `rectifiers-only` trains what the paper trains.", ""]
     for scale in SCALES:
-        rows = []
+        rows, notes = [], []
         for bits in BITS:
             mark, papers = fingerprint(scale, bits, runs.OFFICIAL_WEIGHTS[scale]), dict(zip(SETS, PAPER[scale][bits]))
             for recipe in RECIPES:
                 name = run_name(scale, bits, recipe)
-                measured = records[name]["results"] if name in records else ()
+                measured = ()
+                if name in records:
+                    measured = records[name]["results"]
+                    notes += _otherwise(scale, bits, recipe, records[name])
                 rows.append((_label(bits, recipe, records.get(name)),
                              [Cell(name if key in measured else "", (key, "psnr_y"), papers.get(key), mark)
                               for key in SETS]))
         lines.append(render_table([f"x{scale}", *SETS], [*rows, *REFERENCES[scale].items()], records))
+        lines += [line for note in notes for line in (note, "")]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -246,10 +288,11 @@ def main() -> None:
                 arguments.output, arguments.results, arguments.start, how=_command(arguments, width))
         print(f"done in {(time.monotonic() - started) / 60:.0f} min", flush=True)
     if arguments.measure:
-        for width in bits:
-            name = run_name(arguments.scale, width, arguments.recipe)
+        names = [run_name(arguments.scale, width, arguments.recipe) for width in bits]
+        for name in names:
             if not (arguments.results / f"{name}.json").is_file():
-                raise UserError(f"{arguments.results}: no record {name}.json; --run makes it")
+                raise UserError(f"{arguments.results}: no record {name}.json; --run makes it, --bits leaves it out")
+        for name in names:
             measure(name, arguments.data, sets, arguments.results)
     text = render(arguments.results)
     if arguments.render:

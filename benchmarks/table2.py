@@ -3,7 +3,7 @@
   python benchmarks/table2.py --run --weights W.pdparams --data DATA --schedule short --rows searched,trained --bits 4
   python benchmarks/table2.py --render
 
-One schedule, one seed and the same crops for all rows; rows named in SEEDED are run with three seeds at 4 bits. DATA
+One schedule, one seed and the same crops for all rows; RGT, OSRC and full rank are run with three seeds at 4 bits. DATA
 holds train/ and the test sets. A run goes on from whatever it has left under --output, bit for bit, whenever it was
 stopped; --budget MINUTES stops it cleanly. Every finished row writes its record at once. Records of another plan,
 schedule, protocol or other weights than those asked for are listed as stale and enter no cell. Without --weights and
@@ -28,7 +28,8 @@ from ppsr2q.core.config import (Config, config_to_dict, default_values, flatten,
 from ppsr2q.core.errors import UserError  # noqa: E402
 from ppsr2q.core.files import write_text  # noqa: E402
 from ppsr2q.evaluation.evaluator import PROTOCOL  # noqa: E402
-from ppsr2q.evaluation.records import Cell, fingerprint_of, read_records, render_table, write_record  # noqa: E402
+from ppsr2q.evaluation.records import (Cell, circumstances, fingerprint_of, read_records,  # noqa: E402
+                                       render_table, write_record)
 from ppsr2q.workflow import cli  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "table2"
@@ -89,7 +90,8 @@ ROWS: Dict[str, Row] = {
                      ("rectifier.form=full_rank", "rectifier.number=1"), "full_rank", seeded=True),
 }
 #: (row, the row it is compared with)
-COMPARISONS = (("osrc", "rgt"), ("ours", "osrc"), ("full_rank", "rgt"), ("full_rank", "osrc"), ("osrc", "further"))
+COMPARISONS = (("rgt", "trained"), ("pqfr", "rgt"), ("static", "rgt"), ("osrc", "rgt"), ("osrc", "further"),
+               ("full_rank", "rgt"), ("full_rank", "osrc"), ("ours", "osrc"))
 
 
 def row_config(row: Row, bits: int, seed: int, schedule: str, weights: Optional[str] = None,
@@ -156,40 +158,46 @@ def run_row(key: str, bits: int, seed: int, schedule: str, weights: str, data: P
     if not missing:
         return
     runs.expect_sets(data, missing, config.model.scale)
+    when = circumstances()
     config_path = SCHEDULES[schedule].format(bits=bits)
     if row.further:
         parent = ROWS[row.further]
         _prepare(row_config(parent, bits, seed, schedule, weights, data, output), parent, config_path)
     _prepare(config, row, config_path)
     found = measure(config, *load_upscaler(config, config_path, None, row.stage), missing)
-    measured = {**measured, **runs.scores(found, missing)}
+    measured = {**measured, **runs.scores(found, missing, when)}
     options = without_folders(config_to_dict(config))
     write_record(results / f"{name}.json", f"Table 2a, {row.title}, x2, {bits} bits", measured,
-                 how=f"benchmarks/table2.py --run --schedule {schedule} --rows {key} --bits {bits}",
-                 seconds=runs.trained_seconds(config, row.stages), seed=seed, protocol=found["protocol"], fingerprint=mark,
-                 schedule={"name": schedule, **{k: options[k] for k in ("calib", "train", "route_calib")}})
+                 how=f"benchmarks/table2.py --run --schedule {schedule} --rows {key} --bits {bits} --weights W --data DATA",
+                 seconds=runs.trained_seconds(config, row.stages), seed=seed, protocol=runs.protocol_of(found), fingerprint=mark,
+                 schedule={"name": schedule, **{k: options[k] for k in ("calib", "train", "route_calib")}}, measured=when)
     print(f"{name}: " + "  ".join(f"{s} {v['psnr_y']:.2f}" for s, v in measured.items()), flush=True)
 
 
-def comparisons(bits: int, schedule: str, records: Mapping[str, Mapping[str, Any]], sets: Sequence[str]) -> List[str]:
-    """One line per comparison and set: the mean difference at equal seeds beside the spread of either row's seeds."""
+def comparisons(bits: int, schedule: str, records: Mapping[str, Mapping[str, Any]], sets: Sequence[str]) -> str:
+    """A Markdown table of COMPARISONS: mean difference at equal seeds ± its spread, and the number of seeds. Empty where no
+    two rows were run."""
     lines = []
     for first, second in COMPARISONS:
-        for test_set in sets:
-            a, b = (_by_seed(key, bits, schedule, records, test_set) for key in (first, second))
-            if not a.keys() & b.keys():
-                continue
-            difference = statistics.fmean(a[seed] - b[seed] for seed in a.keys() & b.keys())
-            spreads = [statistics.stdev(values.values()) for values in (a, b) if len(values) > 1]
-            if not spreads:
-                verdict = "spread unknown: one seed each"
-            elif abs(difference) < 2 * max(spreads):
-                verdict = f"spread {max(spreads):.2f}: none"
-            else:
-                verdict = f"spread {max(spreads):.2f}"
-            lines.append(f"- {ROWS[first].title} against {ROWS[second].title}, {test_set}: {difference:+.2f} dB "
-                         f"({verdict})")
-    return lines
+        cells = [_difference(*(_by_seed(key, bits, schedule, records, test_set) for key in (first, second)))
+                 for test_set in sets]
+        if any(cells):
+            lines.append(f"| {ROWS[first].title} against {ROWS[second].title} | {' | '.join(cells)} |")
+    head = [f"| {bits} bits, difference | {' | '.join(sets)} |", "| --- |" + " ---: |" * len(sets)]
+    return "\n".join([*head, *lines]) + "\n" if lines else ""
+
+
+def _difference(a: Mapping[int, float], b: Mapping[int, float]) -> str:
+    """Of two rows by seed. The spread is the standard deviation of the differences, or with one seed in common that of
+    either row; a difference below twice its spread is none."""
+    differences = [a[seed] - b[seed] for seed in SEEDS if seed in a and seed in b]
+    if not differences:
+        return ""
+    compared = [differences] if len(differences) > 1 else [list(a.values()), list(b.values())]
+    spread = max((statistics.stdev(values) for values in compared if len(values) > 1), default=None)
+    difference = statistics.fmean(differences)
+    none = "none: " if spread is not None and abs(difference) < 2 * spread else ""
+    return f"{none}{difference:+.2f} ± {'?' if spread is None else format(spread, '.2f')} ({len(differences)})"
 
 
 def _by_seed(key: str, bits: int, schedule: str, records: Mapping[str, Mapping[str, Any]],
@@ -215,9 +223,10 @@ def split_records(records: Mapping[str, Mapping[str, Any]], schedule: str,
     return current, stale
 
 
-def render(schedule: str, weights_sha256: str, results: Path = RESULTS, sets: Sequence[str] = SETS) -> str:
-    """The tables of a schedule as Markdown, from records alone."""
+def render(schedule: str, weights_sha256: str, results: Path = RESULTS) -> str:
+    """The tables of a schedule as Markdown, from records alone: SETS, and whatever further sets these hold."""
     records, stale = split_records(read_records(results), schedule, weights_sha256)
+    sets = list(dict.fromkeys([*SETS, *(name for record in records.values() for name in record["results"])]))
     steps = load_config(SCHEDULES[schedule].format(bits=4))
     train = steps.train
     lines = [f"MambaIRv2-light x2, PSNR-Y/dB (SSIM-Y in the records), ours (the paper's). Schedule `{schedule}`: "
@@ -225,8 +234,9 @@ def render(schedule: str, weights_sha256: str, results: Path = RESULTS, sets: Se
              f"{steps.route_calib.iterations} of OSRC; learning rates of bounds ({steps.quant.parametrization}), "
              f"rectifiers and gates {train.lr_bounds:g}, {train.lr_rectifier:g} and {train.lr_gate:g}. The paper's is "
              "12,000 and 500 at LR 64x64 on DF2K, 1e-2 (absolute). B20 and Urban20 are every fifth image of B100 and "
-             "Urban100. ± is the standard deviation over the seeds that were run; differences are between equal seeds, and "
-             "one below twice the larger spread is none.",
+             "Urban100. ± is the standard deviation over the seeds that were run, where there are several. Differences are "
+             "means over the seeds that both rows have (their number in brackets) ± the standard deviation of the differences, "
+             "or with one such seed that of a row's own seeds; one below twice that is none.",
              ""]
     for bits in (4, 2):
         rows = []
@@ -239,7 +249,7 @@ def render(schedule: str, weights_sha256: str, results: Path = RESULTS, sets: Se
             urban = row.paper.get((bits, "Urban100"))
             rows.append((row.title + (f"; the paper on Urban100: {urban:.2f}" if urban else ""), cells))
         lines.append(render_table([f"{bits} bits", *sets], rows, records))
-        lines += [*comparisons(bits, schedule, records, sets), ""]
+        lines.append(comparisons(bits, schedule, records, sets))
     if stale:
         lines += [f"Stale, of another plan, weights, schedule or protocol, to be run again: {', '.join(stale)}", ""]
     return "\n".join(lines).rstrip() + "\n"
@@ -252,7 +262,7 @@ def main() -> None:
     parser.add_argument("--schedule", choices=sorted(SCHEDULES), default="short", help="default: %(default)s")
     parser.add_argument("--rows", default=",".join(ROWS), help="default: %(default)s")
     parser.add_argument("--bits", default="4,2", help="default: %(default)s")
-    parser.add_argument("--sets", default=",".join(SETS), help="test sets under DATA (default: %(default)s)")
+    parser.add_argument("--sets", default=",".join(SETS), help="of --run: test sets under DATA (default: %(default)s)")
     parser.add_argument("--seeds", type=int, choices=(1, 2, 3), default=3, help="of the seeded rows at 4 bits")
     parser.add_argument("--budget", type=float, metavar="MINUTES", help="stop cleanly after that time")
     parser.add_argument("--weights", default=os.environ.get("PPSR2Q_WEIGHTS"), help="full-precision x2 checkpoint")
@@ -277,7 +287,7 @@ def main() -> None:
             run_row(key, number, seed, arguments.schedule, arguments.weights, arguments.data,
                     sets, arguments.output, arguments.results)
         print(f"done in {(time.monotonic() - started) / 60:.0f} min", flush=True)
-    text = render(arguments.schedule, _weights_hash(arguments.weights), arguments.results, sets)
+    text = render(arguments.schedule, _weights_hash(arguments.weights), arguments.results)
     if arguments.render:
         write_text(arguments.results / f"{arguments.schedule}.md", text)
     print(text)

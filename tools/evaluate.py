@@ -24,12 +24,13 @@ def main() -> None:
     config = cli.configure(arguments, needs_paddle=arguments.engine == "paddle")
     from ppsr2q.core.files import write_text
     from ppsr2q.evaluation.evaluator import format_results
-    from ppsr2q.workflow.evaluating import as_json, described, load_upscaler, measure
+    from ppsr2q.workflow.evaluating import as_json, described, find_sets, load_upscaler, measure, scale_of
     if arguments.json:
         cli.expect_report(arguments.json)
+    sets = arguments.sets.split(",") if arguments.sets else config.data.sets
+    find_sets(config, scale_of(config, arguments.model), sets)
     upscale, scale = load_upscaler(config, arguments.config, arguments.model, arguments.stage, arguments.engine,
                                     arguments.threads)
-    sets = arguments.sets.split(",") if arguments.sets else config.data.sets
     if arguments.json:  # before hours in which the file may change
         measured = described(config, arguments.config, arguments.model, arguments.stage, arguments.engine)
     results = measure(config, upscale, scale, sets)

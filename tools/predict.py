@@ -17,7 +17,7 @@ def main() -> None:
     cli.add_engine(parser)
     parser.add_argument("--tile", type=int, default=0, metavar="N",
                         help="side of a tile in low-resolution pixels, 0: whole images (default: %(default)s)")
-    parser.add_argument("--overlap", type=int, metavar="N", help="pixels that tiles share (default: 16)")
+    parser.add_argument("--overlap", type=int, metavar="N", help="pixels that tiles share (default: 16, or half of a smaller tile)")
     parser.add_argument("input", type=Path, help="image file, folder of images, or video")
     parser.add_argument("output", type=Path, help="folder for the results, same file names (of a video: .mp4)")
     arguments = parser.parse_args()
@@ -29,7 +29,7 @@ def main() -> None:
     upscale, scale = load_upscaler(config, arguments.config, arguments.model, None, arguments.engine,
                                     arguments.threads)
     written = predict(upscale, scale, arguments.input, arguments.output, arguments.tile,
-                      16 if arguments.overlap is None else arguments.overlap)
+                      min(16, arguments.tile // 2) if arguments.overlap is None else arguments.overlap)
     print(f"{len(written)} file(s) written to {arguments.output}")
 
 

@@ -5,6 +5,7 @@
 Afterwards: tools/route_calib.py and tools/export.py with the same options. Several processes share the work with
   python -m paddle.distributed.launch --nproc_per_node 2 tools/train.py …
 """
+from ppsr2q.core.errors import UserError
 from ppsr2q.workflow import cli
 
 
@@ -13,13 +14,15 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint under output_dir")
     parser.add_argument("--show-plan", action="store_true",
                         help="print what is quantized (tensor, bits, rectifier, parameters, MACs, bytes) and exit")
-    parser.add_argument("--plan-size", default="180x320", metavar="HxW",
-                        help="low-resolution size that --show-plan counts MACs for (default: %(default)s)")
+    parser.add_argument("--plan-size", metavar="HxW",
+                        help="low-resolution size that --show-plan counts MACs for (default: 180x320)")
     arguments = parser.parse_args()
+    if arguments.plan_size and not arguments.show_plan:
+        raise UserError(f"--plan-size {arguments.plan_size} is of --show-plan, which is not given")
     config = cli.configure(arguments)
     if arguments.show_plan:
         from ppsr2q.workflow.plans import show_plan
-        print(show_plan(config, arguments.plan_size))
+        print(show_plan(config, arguments.plan_size or "180x320"))
         return
     from ppsr2q.workflow.training import train
     train(config, arguments.resume)

@@ -5,7 +5,7 @@ import dataclasses
 import fnmatch
 import re
 from pathlib import Path
-from typing import Any, Dict, List, Mapping
+from typing import Any, Dict, List, Mapping, Sequence
 
 import numpy as np
 import paddle
@@ -19,26 +19,23 @@ from ppsr2q.core.parameters import ParameterGroup
 KIND = "resume"
 _MEAN = "mean"
 _ADAM_STATE = ("moment1", "moment2", "beta1_pow_acc", "beta2_pow_acc")
-# What a resumed run may change: where things lie, how often it reports, what does not touch the iterates. The paths of
-# the weights, of the images and of another run to start from may change because their hashes are compared, and so may
-# what stage 2 notes about stage 1.
-_FREE = ("run.config.device", "run.config.output_dir", "run.config.model.weights", "run.config.train.start_from",
-         "run.config.data.*", "run.config.eval.*", "run.trained_otherwise.*")
-# What checkpoints of older versions do not tell.
-_ADDED = ("run.begun_sha256",)
-# What a hash that differs means, and what helps.
-_HASHES = {
-    "images_sha256": "the files under data.train are others; bring them back",
-    "weights_sha256": "model.weights holds other weights; name the file that it was",
-    "start_sha256": "train.start_from holds another network; name the file that it was",
-    "rectifiers_sha256": "rectifiers.safetensors is another; bring it back",
-    "begun_sha256": "stage 0 has left other bounds since; remove searched_bounds.safetensors or start.safetensors to have them "
-                    "made again",
-}
-# Sections that a stage does not read.
-_FREE_IN_STAGE = {"rgt": ("run.config.route_calib.*", "run.config.pretrain.*"), "osrc": ("run.config.pretrain.*",),
-                  "pretrain": tuple(f"run.config.{name}.*" for name in ("quant", "calib", "rectifier", "loss", "train",
-                                                                        "route_calib"))}
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """How the identity of a checkpoint is compared with that of the run that would go on from it. Keys are dotted.
+
+    Attributes:
+        free: patterns of keys that may differ; options that only report always may.
+        added: keys that checkpoints of older versions lack.
+        defaults: key -> its value where a checkpoint of an older version has none.
+        advice: key without ``run.`` -> what a difference means and what helps (of a hash, say).
+    """
+
+    free: Sequence[str] = ()
+    added: Sequence[str] = ()
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    advice: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -79,18 +76,15 @@ def save_checkpoint(path: Path, groups: List[ParameterGroup], optimizers: List[p
 
 
 def load_checkpoint(path: Path, groups: List[ParameterGroup], optimizers: List[paddle.optimizer.Adam],
-                    average: IterateAverage, identity: Mapping[str, Any], defaults: Mapping[str, Any]) -> RunState:
+                    average: IterateAverage, identity: Mapping[str, Any], comparison: Comparison) -> RunState:
     """Put a checkpoint into fresh parameters, optimizers and mean; nothing is changed when it does not fit.
-
-    Args:
-        defaults: flat key of the identity -> its value where a checkpoint of an older version has none.
 
     Raises:
         UserError: unreadable file, another run's checkpoint (the first differing key is named), or one whose
             tensors differ in name or shape.
     """
     artifact = load_artifact(path, KIND)
-    _check_identity(path, artifact.metadata["identity"], identity, defaults)
+    _check_identity(path, artifact.metadata["identity"], identity, comparison)
     averaged = artifact.metadata.get("averaged", 0)
     parts = ("value", *_ADAM_STATE, *([_MEAN] if averaged else []))
     names = {f"{group.name}/{name}/{part}" for group in groups for name in group.parameters for part in parts}
@@ -133,15 +127,13 @@ def _make_state(group: ParameterGroup, optimizer: paddle.optimizer.Adam) -> None
     optimizer.clear_grad()
 
 
-def _check_identity(path: Path, stored: Mapping[str, Any], current: Mapping[str, Any],
-                    defaults: Mapping[str, Any]) -> None:
+def _check_identity(path: Path, stored: Mapping[str, Any], current: Mapping[str, Any], comparison: Comparison) -> None:
     before, now = flatten(stored), flatten(current)
-    all_free = (*_FREE, *_FREE_IN_STAGE.get(current["stage"], ()))
-    before = {**{key: value for key, value in defaults.items() if key in now},
-              **{key: now[key] for key in _ADDED if key in now}, **before}
+    before = {**{key: value for key, value in comparison.defaults.items() if key in now},
+              **{key: now[key] for key in comparison.added if key in now}, **before}
     for key in [*now, *(key for key in before if key not in now)]:
-        free = is_reporting(key) or any(fnmatch.fnmatchcase(key, pattern) for pattern in all_free)
+        free = is_reporting(key) or any(fnmatch.fnmatchcase(key, pattern) for pattern in comparison.free)
         if before.get(key) != now.get(key) and not free:
             name = re.sub(r"^run\.(config\.)?", "", key)
-            what = _HASHES.get(name, f"{name} was {before.get(key)!r}, now it is {now.get(key)!r}; restore it")
-            raise UserError(f"{path}: checkpoint of another run: {what}, or remove this file to start over")
+            what = comparison.advice.get(name, f"{name} was {before.get(key)!r}, now it is {now.get(key)!r}; restore it")
+            raise UserError(f"{path}: checkpoint of another run: {what}, or leave --resume out to start over")

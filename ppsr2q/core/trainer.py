@@ -4,7 +4,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import os
 import signal
 import sys
 import threading
@@ -22,7 +21,7 @@ from ppsr2q.core.dashboard import Dashboard
 from ppsr2q.core.errors import Interrupted, UserError
 from ppsr2q.core.progress import ProgressLine
 from ppsr2q.core.parameters import ParameterGroup
-from ppsr2q.core.resume import RunState, load_checkpoint, save_checkpoint
+from ppsr2q.core.resume import Comparison, RunState, load_checkpoint, save_checkpoint
 
 __all__ = ["Batches", "ParameterGroup", "Stage", "Trainer", "TrainerSettings", "TrainResult"]
 
@@ -127,11 +126,13 @@ class Trainer:
             the run is interrupted.
         dashboard: None shows nothing.
         metadata: what this run is (config, hash of the weights, ...); a checkpoint of another run is refused.
+        comparison: which of that may differ.
     """
 
     def __init__(self, stage: Stage, batches: Batches, settings: TrainerSettings,
                  checkpoint_path: Union[str, Path], dashboard: Optional[Dashboard] = None,
-                 metadata: Optional[Mapping[str, Any]] = None) -> None:
+                 metadata: Optional[Mapping[str, Any]] = None, comparison: Comparison = Comparison()) -> None:
+        self._comparison = dataclasses.replace(comparison, defaults={**_defaults(), **comparison.defaults})
         self._stage, self._batches, self._settings = stage, batches, settings
         self._path = Path(checkpoint_path)
         self._dashboard = dashboard or Dashboard(None)
@@ -183,14 +184,9 @@ class Trainer:
     def _start(self, resume: bool) -> RunState:
         if resume and self._path.exists():
             return load_checkpoint(self._path, self._groups, self._optimizers, self._average, self._identity,
-                                   _defaults())
+                                   self._comparison)
         if resume and distributed.is_main():
             print(f"[{self._stage.name}] nothing to resume at {self._path}: starting at the beginning")
-        if not resume and self._path.exists() and distributed.is_main():
-            kept = self._path.with_name(f"{self._path.stem}.earlier{self._path.suffix}")
-            os.replace(self._path, kept)
-            print(f"[{self._stage.name}] starting over; the checkpoint of an earlier run is kept as {kept}. To go on with it, "
-                  f"move it back to {self._path.name} and use --resume")
         for parameter in self._parameters:  # ranks may have drawn different starts
             distributed.broadcast_(parameter)
         return RunState()

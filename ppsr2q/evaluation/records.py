@@ -39,6 +39,7 @@ def write_record(
     schedule: Optional[Mapping[str, Any]] = None,
     protocol: Optional[Mapping[str, Any]] = None,
     fingerprint: Optional[str] = None,
+    measured: Optional[Mapping[str, Any]] = None,
 ) -> Dict[str, Any]:
     """Write one measurement as JSON, atomically.
 
@@ -50,15 +51,17 @@ def write_record(
         seconds: wall time of the measurement.
         seed, schedule, protocol: of the run, where it has them.
         fingerprint: of everything whose change makes the record stale; see :func:`fingerprint_of`.
+        measured: :func:`circumstances` of the measurement: take them before one of hours, in which the checkout may
+            change; default: those of now.
 
     Returns:
-        The record: the arguments, and commit (None outside a git checkout), date (UTC, ISO 8601) and machine.
+        The record: the arguments, with those circumstances among them.
 
     Raises:
         UserError: the file cannot be written.
     """
     content = {
-        "what": what, "how": how, **circumstances(), "seed": seed, "schedule": schedule, "protocol": protocol,
+        "what": what, "how": how, **(measured or circumstances()), "seed": seed, "schedule": schedule, "protocol": protocol,
         "seconds": seconds, "fingerprint": fingerprint, "results": results,
     }
     record = json.loads(json.dumps(content))

@@ -34,7 +34,7 @@ class Distillation:
                  teacher_routing: int = 0) -> None:
         self.student, self.teacher, self.loss = student, teacher, loss
         self._teacher_routing = teacher_routing
-        self._guide = RoutingGuide(student, teacher, bool(teacher_routing or loss.route_weight))
+        self._guide = RoutingGuide(student, teacher, keep_logits=bool(loss.route_weight))
         self._validation, self._pictures = validation, pictures
         teacher.eval()
         student.eval()
@@ -65,12 +65,12 @@ class Distillation:
         return self._validation(self.student) if self._validation else {}
 
     def dashboard(self, dashboard, iteration: int) -> None:
-        """Bounds of every quantizer, static mixing weights, and sample pictures."""
+        """Bounds of every quantizer, mixing weights (of dynamic gates the parameters that give them), and pictures."""
         for name, bounds in get_bounds(self.student).items():
             dashboard.histogram(f"bounds/{name}", bounds, iteration)
         for name, group in gated_groups(self.student).items():
             gate = group.gate
-            weights = gate.linear.weight if gate.needs_token_mean else gate()
-            dashboard.histogram(f"gates/{name}", weights.numpy(), iteration)
+            tag, weights = ("gate_parameters", gate.linear.weight) if gate.needs_token_mean else ("mixing", gate())
+            dashboard.histogram(f"{tag}/{name}", weights.numpy(), iteration)
         for name, picture in (self._pictures(self.student) if self._pictures else {}).items():
             dashboard.image(name, picture, iteration)

@@ -109,6 +109,21 @@ class FullRankIncrement(nn.Layer):
         return self.delta
 
 
+def rectified_tensors(tensors: Iterable[PlannedTensor], settings: RectifierConfig) -> List[PlannedTensor]:
+    """The weights of a plan that get a group each.
+
+    Raises:
+        UserError: a full-rank increment is to be one of several, or no weight that takes rectifiers is quantized.
+    """
+    if settings.form == "full_rank" and settings.number != 1:
+        raise UserError(f"rectifier.form: full_rank is one increment a layer, but rectifier.number is "
+                        f"{settings.number}; set it to 1")
+    rectified = [tensor for tensor in tensors if tensor.rectified]
+    if not rectified:
+        raise UserError("quant.overrides leave no weight to rectify: set rectifier.enabled to false")
+    return rectified
+
+
 def attach_rectifiers(student: nn.Layer, tensors: Iterable[PlannedTensor], settings: RectifierConfig,
                       seed: int) -> None:
     """Give every rectified layer of the plan its group. One rectifier (PQFR) needs no gate: its weight is 1.
@@ -120,16 +135,10 @@ def attach_rectifiers(student: nn.Layer, tensors: Iterable[PlannedTensor], setti
         seed: of the draws of A.
 
     Raises:
-        UserError: a full-rank increment is to be one of several, or no weight that takes rectifiers is quantized.
+        UserError: see :func:`rectified_tensors`.
     """
-    if settings.form == "full_rank" and settings.number != 1:
-        raise UserError(f"rectifier.form: full_rank is one increment a layer, but rectifier.number is "
-                        f"{settings.number}; set it to 1")
-    rectified = [tensor for tensor in tensors if tensor.rectified]
-    if not rectified:
-        raise UserError("quant.overrides leave no weight to rectify: set rectifier.enabled to false")
     rng = np.random.default_rng(seed)
-    for tensor in rectified:
+    for tensor in rectified_tensors(tensors, settings):
         layer: QuantLinear = get_sublayer(student, tensor.layer)
         d_in, d_out = layer.weight.shape
         if settings.form == "full_rank":
@@ -156,7 +165,8 @@ def gated_groups(model: nn.Layer) -> Dict[str, RectifierGroup]:
 def freeze_gates(student: nn.Layer, batch: paddle.Tensor, space: str = "softmax") -> Dict[str, np.ndarray]:
     """Replace every dynamic gate by a static one at its mean weights over a calibration batch.
 
-    This is "RGT without OSRC" at test time, and where OSRC starts. Static gates keep their weights.
+    This is "RGT without OSRC" at test time, and where OSRC starts. Static gates keep their weights; where there are no
+    others nothing is run.
 
     Returns:
         Layer name -> the weights (N,).
@@ -164,17 +174,19 @@ def freeze_gates(student: nn.Layer, batch: paddle.Tensor, space: str = "softmax"
     seen: Dict[str, List[np.ndarray]] = {}
     groups = gated_groups(student)
     hooks = []
-    for name, group in groups.items():
+    dynamic = {name: group for name, group in groups.items() if group.needs_token_mean}
+    for name, group in dynamic.items():
         def record(layer, inputs, output, name=name):
             seen.setdefault(name, []).append(output.numpy().reshape(-1, output.shape[-1]).mean(axis=0))
         hooks.append(group.gate.register_forward_post_hook(record))
     try:
         with paddle.no_grad():
-            student(batch)
+            if dynamic:
+                student(batch)
     finally:
         for hook in hooks:
             hook.remove()
-    mean = {name: np.mean(weights, axis=0) for name, weights in seen.items()}
+    mean = {name: np.mean(seen[name], axis=0) if name in dynamic else group.gate().numpy() for name, group in groups.items()}
     for name, group in groups.items():
         group.gate = StaticGate(mean[name], space)
     return mean

@@ -31,8 +31,25 @@ class _Watch:
         return self.routing
 
 
+def _routing_layers(network: nn.Layer) -> List[nn.Layer]:
+    return [layer for layer in network.sublayers() if hasattr(layer, "router")]
+
+
+def expect_guidable(student: nn.Layer) -> None:
+    """Refuse a student that ``loss.route_weight`` and ``train.teacher_routing`` cannot guide.
+
+    Raises:
+        UserError: it has no token routing, or recomputes its layers (the logits then come from a pass that keeps no
+            gradient).
+    """
+    if not _routing_layers(student):
+        raise UserError("loss.route_weight and train.teacher_routing need a network with token routing, this one has none")
+    if getattr(student, "recompute", False):
+        raise UserError("loss.route_weight and train.teacher_routing do not go with train.recompute: set it to false")
+
+
 def _watch(network: nn.Layer, keep_logits: bool) -> List[_Watch]:
-    layers = [layer for layer in network.sublayers() if hasattr(layer, "router")]
+    layers = _routing_layers(network)
     for layer in layers:
         layer.router = _Watch(keep_logits)
     return [layer.router for layer in layers]
@@ -43,21 +60,11 @@ class RoutingGuide:
 
     Args:
         student, teacher: networks of one architecture.
-        needed: an option asks for it: a network without token routing is an error then.
-
-    Raises:
-        UserError: ``needed``, and there is no token routing, or the student recomputes its layers (the logits then
-            come from a pass that keeps no gradient).
+        keep_logits: of the student, for :meth:`cross_entropy`.
     """
 
-    def __init__(self, student: nn.Layer, teacher: nn.Layer, needed: bool) -> None:
-        self._teacher, self._student = _watch(teacher, False), _watch(student, needed)
-        if needed and not self._student:
-            raise UserError("loss.route_weight and train.teacher_routing need a network with token routing, this one "
-                            "has none")
-        if needed and getattr(student, "recompute", False):
-            raise UserError("loss.route_weight and train.teacher_routing do not go with train.recompute: set it to "
-                            "false")
+    def __init__(self, student: nn.Layer, teacher: nn.Layer, keep_logits: bool) -> None:
+        self._teacher, self._student = _watch(teacher, False), _watch(student, keep_logits)
 
     def follow_teacher(self, follow: bool) -> None:
         """Whether the student takes the teacher's classes and order (of the same batch) for its own."""

@@ -81,7 +81,14 @@ def phased_batches(config: Config) -> Callable:
         return first
     last = training_batches(config, train.final_batch, train.final_lr_patch, train.augment,
                             with_hr=config.loss.truth_weight > 0)
-    return lambda iteration, index, count: (first if iteration < start else last)(iteration, index, count)
+
+    def batches(iteration: int, index: int, count: int) -> Dict[str, Any]:
+        nonlocal first
+        if iteration < start:
+            return first(iteration, index, count)
+        first = None  # and the images that it keeps
+        return last(iteration, index, count)
+    return batches
 
 
 def final_start(config: Config) -> int:

@@ -11,6 +11,7 @@ from typing import Any, Dict, List, Optional, Tuple
 from ppsr2q import deploy
 from ppsr2q.core.config import Config, config_to_dict, without_folders
 from ppsr2q.core.errors import UserError
+from ppsr2q.core.files import load_artifact
 from ppsr2q.data.datasets import TestSet
 from ppsr2q.evaluation.evaluator import bicubic_upscaler, evaluate
 from ppsr2q.evaluation.records import circumstances
@@ -87,13 +88,28 @@ def as_json(results: Any) -> str:
     return json.dumps(finite(results), indent=1, allow_nan=False) + "\n"
 
 
-def measure(config: Config, upscale: Upscaler, scale: int, sets: List[str]) -> Dict[str, Any]:
-    """Evaluate on test sets under ``data.root``; returns the JSON of ``tools/evaluate.py``."""
+def scale_of(config: Config, model: Optional[str]) -> int:
+    """Scale of what :func:`load_upscaler` will load; the config's where a file does not tell (it will be refused then)."""
+    architecture = None if model is None else load_artifact(model).metadata.get("architecture")
+    return architecture["scale"] if isinstance(architecture, dict) and "scale" in architecture else config.model.scale
+
+
+def find_sets(config: Config, scale: int, sets: List[str]) -> List[TestSet]:
+    """The test sets under ``data.root``; tools ask before they load a network whether these are there.
+
+    Raises:
+        UserError: no folder or no set is given, or one that is not there, is empty or unpaired.
+    """
     if config.data.root is None:
         raise UserError("data.root is not set: give the folder that holds the test sets (-o data.root=FOLDER)")
     if not sets:
         raise UserError("data.sets is empty: name at least one test set (--sets, or -o data.sets=[Set5])")
-    test_sets = [TestSet(config.data.root, name, scale) for name in sets]
+    return [TestSet(config.data.root, name, scale) for name in sets]
+
+
+def measure(config: Config, upscale: Upscaler, scale: int, sets: List[str]) -> Dict[str, Any]:
+    """Evaluate on test sets under ``data.root``; returns the JSON of ``tools/evaluate.py``."""
+    test_sets = find_sets(config, scale, sets)
     if config.eval.mode == "official_tiles":
         upscale = partial(run_official_tiles, upscale, scale=scale)
     progress = Progress("evaluating", sum(len(test_set) for test_set in test_sets))

@@ -24,9 +24,7 @@ from ppsr2q.quant import Plan, get_bounds, named_quantizers
 from ppsr2q.quant.fake_quantizer import fix_bounds
 from ppsr2q.spr2q.finetune import snapshot
 from ppsr2q.spr2q.fuse import FUSED_KIND, fuse, fused_state
-from ppsr2q.spr2q.rectifier import freeze_gates
 from ppsr2q.spr2q.routing_table import TABLE_KIND, load_table
-from ppsr2q.workflow.batches import calibration_batch
 from ppsr2q.workflow.networks import (Quantized, build_quantized, fused_network, load_folded, load_fused, load_packed,
                                       parameters_of_official)
 from ppsr2q.workflow.paths import paths, require_current, require_stage
@@ -67,13 +65,6 @@ def load_calibrated(config: Config, config_path: str) -> Quantized:
     table = load_folded(quantized, config, path, TABLE_KIND)
     require_current(path, table.metadata["rectifiers_sha256"], paths(config)["rectifiers"], "route_calib")
     load_table(quantized.student, table, path)
-    return quantized
-
-
-def mean_gate_student(config: Config, config_path: str) -> Quantized:
-    """Stage 1 without stage 2: gates at their mean over the calibration batch ("RGT" rows of the paper)."""
-    quantized = load_trained(config, config_path)
-    freeze_gates(quantized.student, paddle.to_tensor(calibration_batch(config)))
     return quantized
 
 
@@ -136,6 +127,7 @@ def export(config: Config, config_path: str, formats: Sequence[str], rest: str =
         import_package(package)
     quantized = load_calibrated(config, config_path)
     student = quantized.student
+    student.routing = "argmax"  # whatever it was trained with: what ships draws no noise
     expected, bounds = _outputs(student), get_bounds(student)
     tolerance = graph_tolerance(student, expected)
     fuse(student, quantized.tensors)

@@ -1,8 +1,10 @@
 """Where the files of a run lie."""
 from __future__ import annotations
 
+import itertools
+import os
 from pathlib import Path
-from typing import Dict, Optional
+from typing import Dict, List, Optional, Sequence
 
 from ppsr2q.core.config import Config
 from ppsr2q.core.errors import UserError
@@ -23,6 +25,26 @@ def paths(config: Config) -> Dict[str, Path]:
 def checkpoint_path(config: Config, stage_name: str) -> Path:
     """The file that a stage goes on from."""
     return paths(config)["resume"] / f"{stage_name}.safetensors"
+
+
+def set_aside(config: Config, stage_name: str, made: Sequence[Path] = ()) -> List[Path]:
+    """Keep what a stage has left before it starts over: its checkpoint with the files that it began with (``made``), and
+    its curves, under names with ``.earlier`` (``.earlier2``, ...) in them.
+
+    Returns:
+        Where they lie now; empty when there was nothing.
+    """
+    checkpoint = checkpoint_path(config, stage_name)
+    left = [checkpoint, *made] if checkpoint.exists() else []
+    left = [path for path in (*left, paths(config)["log"] / stage_name) if path.exists()]
+    for number in itertools.count(1):
+        mark = f".earlier{number if number > 1 else ''}"
+        kept = [path.with_name(f"{path.stem}{mark}{path.suffix}") for path in left]
+        if not any(path.exists() for path in kept):
+            break
+    for path, place in zip(left, kept):
+        os.replace(path, place)
+    return kept
 
 
 def require_current(path: Path, recorded: Optional[str], source: Path, tool: str) -> None:

@@ -15,7 +15,7 @@ from ppsr2q.models.checkpoint import save_weights
 from ppsr2q.models.initialization import bilinear_start, official_initialization
 from ppsr2q.workflow.batches import Validation, training_batches
 from ppsr2q.workflow.networks import build_network, provenance
-from ppsr2q.workflow.training import PICTURES, run_stage, trainer_settings, training_provenance
+from ppsr2q.workflow.training import PICTURES, run_stage, start_over, trainer_settings, training_provenance
 
 
 class Pretraining:
@@ -64,6 +64,7 @@ def pretrain(config: Config, resume: bool = False) -> TrainResult:
     loop = trainer_settings(settings, settings.iterations, warmup=settings.warmup, schedule=settings.schedule,
                             milestones=tuple(settings.milestones), gamma=settings.gamma)
     batches = training_batches(config, settings.batch, settings.lr_patch, settings.augment, with_hr=True)
+    start_over(config, stage.name, resume)
     result = run_stage(config, stage, batches, loop, training_provenance(config, network), resume)
     validation = stage.validate()
     if distributed.is_main():

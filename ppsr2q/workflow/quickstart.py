@@ -6,15 +6,15 @@ images that ship with scikit-image, and shows what each step brings. Nothing is 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
+import shlex
 import time
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
 import numpy as np
 
-from ppsr2q.core.config import Config, load_config
+from ppsr2q.core.config import Config, config_to_dict, load_config, without_folders
 from ppsr2q.core.errors import UserError
 from ppsr2q.core.progress import format_duration
 from ppsr2q.data.datasets import TestSet
@@ -33,7 +33,8 @@ CROP = (slice(96, 192), slice(176, 272))  # the eyes of scikit-image's cat
 PICTURE = "chelsea"
 
 
-OWN = ("quant.bits", "output_dir", "data.root", "data.train", "rectifier.enabled")  # options that the quickstart sets
+#: options that the quickstart sets
+OWN = ("quant.bits", "output_dir", "data.root", "data.train", "data.sets", "rectifier.enabled", "eval.mode")
 
 
 def _configs(bits: int, output: Path, overrides: List[str]) -> Tuple[Config, Config]:
@@ -43,14 +44,14 @@ def _configs(bits: int, output: Path, overrides: List[str]) -> Tuple[Config, Con
             load_config(CONFIG, [*own, "rectifier.enabled=false", f"output_dir={output / f'w{bits}_bounds'}"]))
 
 
-def _quantize(bits: int, config: Config, bounds_only: Config) -> Written:
+def _quantize(bits: int, config: Config, bounds_only: Config, resume: bool) -> Written:
     """Every stage at one bit width; the packed network."""
     print(f"{bits} bits, 1/3: bounds alone, searched and trained for {config.train.iterations} iterations")
-    train(bounds_only)
+    train(bounds_only, resume)
     print(f"{bits} bits, 2/3: rectifiers, gates and bounds (RGT)")
-    train(config)
+    train(config, resume)
     print(f"{bits} bits, 3/3: static routing (OSRC), fusing, packing")
-    calibrate_routing(config, CONFIG)
+    calibrate_routing(config, CONFIG, resume)
     return export(config, CONFIG, ("fused", "packed"))["packed"]
 
 
@@ -61,17 +62,22 @@ def _rows(bits: int, config: Config, bounds_only: Config) -> List[Tuple[str, Con
             (f"{bits} bits: + RGT", config, "rgt"), (f"{bits} bits: + RGT + OSRC", config, "fused")]
 
 
-def run(output: Path, overrides: List[str]) -> Dict[str, Any]:
-    """Everything; returns the table's figures by row title."""
+def run(output: Path, given: List[str], resume: bool = False) -> Dict[str, Any]:
+    """Everything; returns the table's figures by row title.
+
+    Args:
+        given: options, ``key=value``, on top of configs/quickstart.yml.
+        resume: go on where an earlier run was stopped.
+    """
     started = time.monotonic()
     data = write_embedded(output / "data")
-    overrides = [f"data.root={data}", f"data.train={data / 'train'}", *overrides]
+    overrides = [f"data.root={data}", f"data.train={data / 'train'}", *given]
     packed, rows = [], []
     for bits in BITS:
         config, bounds_only = _configs(bits, output, overrides)
         if not has_routing(config):
             raise UserError("the quickstart shows what routing brings: rectifier.number must be above 1")
-        packed.append(_quantize(bits, config, bounds_only))
+        packed.append(_quantize(bits, config, bounds_only, resume))
         rows += _rows(bits, config, bounds_only)
     print("measuring")
     test_set, crops, table = TestSet(data, TEST_SET, config.model.scale), [], {}
@@ -86,9 +92,9 @@ def run(output: Path, overrides: List[str]) -> Dict[str, Any]:
     truth = next(pair.hr for pair in test_set if pair.name == PICTURE)
     side_by_side([("ground truth\n", truth[CROP]), *crops], output / "side_by_side.png")
     seconds = time.monotonic() - started
-    write_record(output / "results.json", "quickstart", table, how="tools/quickstart.sh", seconds=seconds,
-                 seed=config.seed, schedule=dataclasses.asdict(config.train), protocol=results["protocol"],
-                 fingerprint="")
+    write_record(output / "results.json", "quickstart", table, seconds=seconds, seed=config.seed,
+                 how=" ".join(["bash tools/quickstart.sh", *(f"-o {shlex.quote(option)}" for option in given)]),
+                 schedule=without_folders(config_to_dict(config)), protocol=results["protocol"])
     print(_summary(config, table, output, packed, seconds))
     return table
 
@@ -117,7 +123,8 @@ def _activation() -> List[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("quickstart"), help="folder (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("quickstart"), help="folder, from the checkout's (default: %(default)s)")
+    parser.add_argument("--resume", action="store_true", help="go on where an earlier run was stopped")
     parser.add_argument("-o", "--override", action="append", default=[], metavar="KEY=VALUE",
                         help="change an option of configs/quickstart.yml")
     arguments = parser.parse_args()
@@ -125,8 +132,8 @@ def main() -> None:
         if override.split("=")[0] in OWN:
             raise UserError(f"-o {override}: the quickstart sets {', '.join(OWN)} itself; use tools/train.py for others")
     cli.prepare(load_config(CONFIG, arguments.override))
-    run(arguments.output, arguments.override)
+    run(arguments.output, arguments.override, arguments.resume)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, "Run the same command with --resume to go on")

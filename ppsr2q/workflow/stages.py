@@ -10,12 +10,12 @@ from ppsr2q.core.config import Config
 from ppsr2q.core.errors import UserError
 from ppsr2q.core.files import load_artifact
 from ppsr2q.spr2q.fuse import FUSED_KIND
-from ppsr2q.workflow.exporting import load_calibrated, mean_gate_student
+from ppsr2q.workflow.exporting import load_calibrated
 from ppsr2q.workflow.networks import (build_network, build_quantized, check_architecture, check_quantizers,
                                       network_of_fused)
 from ppsr2q.workflow.paths import paths, require_current, require_stage
 from ppsr2q.workflow.starting import load_searched_bounds
-from ppsr2q.workflow.training import has_routing, load_trained
+from ppsr2q.workflow.training import has_routing, load_trained, mean_gate_student
 
 
 def _searched(config: Config, config_path: str) -> nn.Layer:

@@ -1,7 +1,7 @@
 """What stage 1 begins with: folds and bounds (stage 0), rectifiers at zero, in closed form, or of another run."""
 from __future__ import annotations
 
-from typing import Dict, List, Optional
+from typing import Any, Dict, List, Optional
 
 import numpy as np
 import paddle
@@ -101,13 +101,17 @@ def start_artifact(config: Config, quantized: Quantized) -> Optional[Artifact]:
     return artifact
 
 
-def pieces(start: Artifact) -> List[Dict[str, int]]:
-    """What was trained before a run that begins with ``start``: bits, iterations, batch and crops of every run, oldest
+#: options of ``train`` that say how much was trained
+PIECE = ("iterations", "batch", "lr_patch", "final_share", "final_batch", "final_lr_patch")
+
+
+def pieces(start: Artifact) -> List[Dict[str, Any]]:
+    """What was trained before a run that begins with ``start``: bits, iterations, batches and crops of every run, oldest
     first."""
     options = start.metadata["config"]
     return [*start.metadata.get("earlier", []),
             {"bits": options["quant"]["bits"],
-             **{key: options["train"][key] for key in ("iterations", "batch", "lr_patch")}}]
+             **{key: options["train"][key] for key in PIECE}}]
 
 
 def _load_start(config: Config, quantized: Quantized) -> None:

@@ -3,10 +3,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
-import shutil
 import sys
-from typing import Any, Dict, Iterator, Tuple, Union
+from pathlib import Path
+from typing import Any, Dict, Iterator, Sequence, Tuple, Union
 
 import paddle
 from paddle import nn
@@ -16,15 +15,17 @@ from ppsr2q.core.config import PATH_OPTIONS, Config, PretrainConfig, TrainConfig
 from ppsr2q.core.dashboard import Dashboard
 from ppsr2q.core.errors import UserError
 from ppsr2q.core.files import make_writable, tensors_sha256
+from ppsr2q.core.resume import Comparison
 from ppsr2q.core.trainer import Batches, Trainer, TrainerSettings, TrainResult
 from ppsr2q.spr2q.finetune import finetuned_parameters
 from ppsr2q.spr2q.group_training import GroupTraining
-from ppsr2q.spr2q.rectifier import freeze_gates
+from ppsr2q.spr2q.rectifier import freeze_gates, rectified_tensors
 from ppsr2q.spr2q.routing_calibration import RoutingCalibration
+from ppsr2q.spr2q.routing_guide import expect_guidable
 from ppsr2q.spr2q.routing_table import RECTIFIERS_KIND, load_rectifiers, save_rectifiers, save_table
 from ppsr2q.workflow.batches import Validation, calibration_batch, images_sha256, phased_batches, training_batches
 from ppsr2q.workflow.networks import Quantized, build_quantized, load_folded, provenance
-from ppsr2q.workflow.paths import checkpoint_path, paths, require_stage
+from ppsr2q.workflow.paths import checkpoint_path, paths, require_stage, set_aside
 from ppsr2q.workflow.starting import add_rectifiers, begin, pieces, start_artifact
 
 
@@ -49,16 +50,40 @@ def _watchers(config: Config, teacher) -> Tuple:
     return validation, lambda student: validation.pictures(student, teacher_outputs)
 
 
+# What a resumed run may change: where things lie, and what does not touch the iterates. The weights, the images and the run
+# that is started from may lie elsewhere because their hashes are compared; so may what stage 2 notes about stage 1 change.
+_FREE = ("run.config.device", *(f"run.config.{key}" for key in PATH_OPTIONS), "run.config.data.*", "run.config.eval.*",
+         "run.trained_otherwise.*")
+_UNREAD = {"rgt": ("route_calib", "pretrain"), "osrc": ("pretrain",),
+           "pretrain": ("quant", "calib", "rectifier", "loss", "train", "route_calib")}  # sections, by stage
+_ADVICE = {
+    "images_sha256": "the files under data.train are others; bring them back",
+    "weights_sha256": "model.weights holds other weights; name the file that it was",
+    "start_sha256": "train.start_from holds another network; name the file that it was",
+    "rectifiers_sha256": "rectifiers.safetensors is another; bring it back",
+    "begun_sha256": "stage 0 has left other bounds since; remove searched_bounds.safetensors or start.safetensors to have them "
+                    "made again",
+}
+
+
+def _comparison(stage_name: str) -> Comparison:
+    return Comparison((*_FREE, *(f"run.config.{section}.*" for section in _UNREAD[stage_name])), ("run.begun_sha256",),
+                      advice=_ADVICE)
+
+
+def start_over(config: Config, stage_name: str, resume: bool, made: Sequence[Path] = ()) -> None:
+    """Unless a stage goes on from its checkpoint, set aside what an earlier run of it has left (``paths.set_aside``)."""
+    going_on = resume and checkpoint_path(config, stage_name).exists()
+    kept = [] if going_on or not distributed.is_main() else set_aside(config, stage_name, made)
+    if kept:
+        print(f"[{stage_name}] starting over; an earlier run is kept in {', '.join(map(str, kept))}. To go on with it, move "
+              "these back to their names and use --resume")
+
+
 @contextlib.contextmanager
-def open_dashboard(config: Config, stage: str, resume: bool) -> Iterator[Dashboard]:
-    """VisualDL log of a stage (rank 0 writes it), with the config as its hyper-parameters. Curves of an earlier run that
-    this one does not go on with are kept beside them, as a run of their own."""
-    folder = paths(config)["log"] / stage
-    if distributed.is_main() and not resume and folder.exists():
-        kept = folder.with_name(f"{stage}.earlier")
-        shutil.rmtree(kept, ignore_errors=True)
-        os.replace(folder, kept)
-    dashboard = Dashboard(folder if distributed.is_main() else None)
+def open_dashboard(config: Config, stage: str) -> Iterator[Dashboard]:
+    """VisualDL log of a stage (rank 0 writes it), with the config as its hyper-parameters."""
+    dashboard = Dashboard(paths(config)["log"] / stage if distributed.is_main() else None)
     dashboard.hyperparameters(config_to_dict(config), ["train/loss", "validation/psnr_y"])
     try:
         yield dashboard
@@ -74,8 +99,9 @@ def training_provenance(config: Config, network: nn.Layer) -> Dict[str, Any]:
 def run_stage(config: Config, stage, batches: Batches, settings: TrainerSettings, metadata: dict,
               resume: bool) -> TrainResult:
     """Train a stage with its checkpoint and log under ``output_dir``."""
-    with open_dashboard(config, stage.name, resume) as dashboard:
-        return Trainer(stage, batches, settings, checkpoint_path(config, stage.name), dashboard, metadata).run(resume)
+    with open_dashboard(config, stage.name) as dashboard:
+        return Trainer(stage, batches, settings, checkpoint_path(config, stage.name), dashboard, metadata,
+                       _comparison(stage.name)).run(resume)
 
 
 def train(config: Config, resume: bool = False) -> TrainResult:
@@ -87,11 +113,16 @@ def train(config: Config, resume: bool = False) -> TrainResult:
     if train.average_last > train.iterations:
         raise UserError(f"train.average_last is {train.average_last}, but there are only {train.iterations} iterations")
     quantized = build_quantized(config)
+    if config.rectifier.enabled:
+        rectified_tensors(quantized.tensors, config.rectifier)
+    if config.loss.route_weight or train.teacher_routing:
+        expect_guidable(quantized.student)
     validation, pictures = _watchers(config, quantized.teacher)
     student, metadata = quantized.student, training_provenance(config, quantized.teacher)
     start = start_artifact(config, quantized)
     if start is not None:
         metadata.update(start_sha256=tensors_sha256(start.tensors), earlier=pieces(start))
+    start_over(config, GroupTraining.name, resume, [paths(config)[name] for name in ("bounds", "start")])
     metadata["begun_sha256"] = begin(config, quantized, start, resume)
     rates = {"bounds": train.lr_bounds, "rectifiers": train.lr_rectifier, "gates": train.lr_gate,
              "latent": train.lr_latent, "float": train.lr_float}
@@ -120,6 +151,13 @@ def load_trained(config: Config, config_path: str) -> Quantized:
     return quantized
 
 
+def mean_gate_student(config: Config, config_path: str) -> Quantized:
+    """Stage 1 without stage 2: gates at their mean over the calibration batch ("RGT" rows of the paper)."""
+    quantized = load_trained(config, config_path)
+    freeze_gates(quantized.student, paddle.to_tensor(calibration_batch(config)))
+    return quantized
+
+
 def has_routing(config: Config) -> bool:
     """Whether stage 2 has something to calibrate: several rectifiers a layer, which a gate mixes."""
     return config.rectifier.enabled and config.rectifier.number > 1
@@ -144,11 +182,12 @@ def calibrate_routing(config: Config, config_path: str, resume: bool = False) ->
     trained, now = flatten(quantized.origin.metadata["config"]), flatten(config_to_dict(config))
     otherwise = {key: value for key, value in trained.items() if value != now.get(key) and key not in PATH_OPTIONS}
     noted = [f"{key} was {value!r}" for key, value in otherwise.items()
-             if key.partition(".")[0] in ("seed", "calib", "loss", "train") and not is_reporting(key)]
+             if key.partition(".")[0] not in ("data", "eval", "route_calib", "pretrain") and not is_reporting(key)]
     if noted and distributed.is_main():
         print(f"{paths(config)['rectifiers']}: trained with other options than these: {', '.join(noted)}", file=sys.stderr)
     metadata = {**training_provenance(config, quantized.teacher), "rectifiers_sha256": tensors_sha256(quantized.origin.tensors),
                 "trained_otherwise": otherwise}
+    start_over(config, stage.name, resume)
     result = run_stage(config, stage, batches, trainer_settings(config.train, settings.iterations), metadata, resume)
     if distributed.is_main():
         save_table(quantized.student, paths(config)["table"], metadata, quantized.changed())

@@ -11,6 +11,7 @@ import pytest
 from benchmarks import runs, table1
 from ppsr2q import deploy
 from ppsr2q.core.config import load_config
+from ppsr2q.core.files import load_artifact, tensors_sha256
 from ppsr2q.data.embedded import write_embedded
 from ppsr2q.deploy.packed import read_packed
 from ppsr2q.evaluation.records import read_records, write_record
@@ -32,7 +33,7 @@ def _record(folder, weights):
     write_record(folder / "x2_w4a4_fine-tuned.json", "a row", {"bytes": 765432, "Set5": {"psnr_y": 37.81}}, how="pytest",
                  seconds=1.0, fingerprint=table1.fingerprint(2, 4, weights),
                  schedule={"train": {"iterations": 77, "batch": 4, "lr_patch": 32, "final_share": 0.25, "final_batch": 2,
-                                     "final_lr_patch": 64}})
+                                     "final_lr_patch": 64, "lr_bounds": 0.5}})
 
 
 def test_a_row_says_what_was_trained_and_what_the_paper_has(tmp_path):
@@ -41,6 +42,8 @@ def test_a_row_says_what_was_trained_and_what_the_paper_has(tmp_path):
     assert ("| W4A4, best (fine-tuned), 77 iterations of batch 4 at LR 32x32 (the last 25% "
             "of batch 2 at 64x64), 0.77 MB | 37.81 (37.72) | "
             "not run (33.27) | not run (31.94) | not run (31.53) |") in text
+    assert "W4A4, best (fine-tuned), was trained with other options than the recipe has now: " in text
+    assert "train.lr_bounds 0.5 (now 0.001)" in text and "train.batch 4 (now" not in text
     assert "| W4A4, best (rectifiers-only) | not run (37.72)" in text and "†" not in text
     assert "| FSRCNN, full precision, as published | 37.00 | 32.63 | 31.53 | 29.88 |" in text
 
@@ -52,9 +55,10 @@ def test_a_schedule_is_the_same_but_for_reports_and_options_of_its_past():
              "loss": {key: value for key, value in steps["loss"].items() if key != "route_weight"},
              "train": {**steps["train"], "log_every": 99}}
     assert config.loss.route_weight == table1.default_values()["loss.route_weight"]
-    assert table1._same(older, steps, None)
+    steps["start_sha256"] = None
+    assert table1._same({**older, "start_sha256": "x"}, steps) and not table1._same(older, {**steps, "start_sha256": "x"})
     for change in ({"train": {**steps["train"], "batch": 99}}, {"rectifier": {**steps["rectifier"], "rank": 2}}, {"seed": 77}):
-        assert not table1._same({**steps, **change}, steps, None)
+        assert not table1._same({**steps, **change}, steps)
 
 
 def test_a_record_of_other_weights_is_marked(tmp_path):
@@ -80,9 +84,12 @@ def test_the_smallest_run_goes_down_to_two_bits_and_leaves_models_that_give_its_
 
     first = tmp_path / "runs" / "x2_w4a4_fine-tuned" / "rectifiers.safetensors"
     table1.run(2, 4, "fine-tuned", TINY, "embedded", data, ["Embedded"], tmp_path / "further", results, first, how="pytest")
-    steps = read_records(results)["x2_w4a4_fine-tuned"]["schedule"]
-    assert steps["earlier"] == [{"bits": 4, "iterations": 2, "batch": 1, "lr_patch": 16}]
-    assert "2 iterations of batch 1 at LR 16x16 + 2 iterations of batch 1 at LR 16x16" in table1.render(results)
+    trained = read_records(results)["x2_w4a4_fine-tuned"]
+    steps = trained["schedule"]
+    assert steps["start_sha256"] == tensors_sha256(load_artifact(first).tensors)
+    assert steps["earlier"] == [{"bits": 4, "iterations": 2, "batch": 1, "lr_patch": 16, "final_share": 0.5,
+                                 "final_batch": 1, "final_lr_patch": 16}]
+    assert "| W4A4, best (fine-tuned), 2 + 2 iterations of batch 1 at LR 16x16 (the last 50% of batch 1 at 16x16), " in table1.render(results)
 
     (data / "Embedded").rename(data / "Other")
     shutil.rmtree(tmp_path / "further")  # a set measured later needs the model alone, however often a run would report
@@ -90,6 +97,7 @@ def test_the_smallest_run_goes_down_to_two_bits_and_leaves_models_that_give_its_
     record = read_records(results)["x2_w4a4_fine-tuned"]
     assert record["schedule"] == steps and record["results"]["Other"]["psnr_y"] == record["results"]["Embedded"]["psnr_y"]
     assert set(record["results"]["Other"]["measured"]) == {"commit", "date", "lr"}
+    assert record["machine"] == trained["machine"] and "lr" not in record["protocol"]
     assert not (tmp_path / "further").exists()
     table1.measure("x2_w2a2_fine-tuned", data, ["Embedded", "Other"], results)  # and not even the weights
     again = read_records(results)["x2_w2a2_fine-tuned"]

@@ -49,16 +49,16 @@ def test_cells_means_differences_and_the_paper(tmp_path):
     line = next(line for line in text.splitlines() if line.startswith("| RGT, dynamic gate"))
     assert "| 37.50 ± 0.10 (37.60) | not run |" in line
     assert "| not run (37.20) |" in text and "| 37.00 | not run | 37.00 | not run |" in text
-    assert "- RGT + OSRC against RGT, dynamic gate, Set5: +0.03 dB (spread 0.10: none)" in text
-    assert "- RGT + OSRC against control: RGT, as many further iterations as OSRC, Set5: +0.45 dB" in text  # seed 10 of both
-    assert "full-rank ΔW (no group, no gate) against RGT, dynamic gate, Set5: +0.50 dB (spread 0.10)" in text
+    assert "| RGT + OSRC against RGT, dynamic gate | none: +0.03 ± 0.02 (3) |" in text
+    assert "| RGT + OSRC against control: RGT, as many further iterations as OSRC | +0.45 ± 0.08 (1) |" in text  # seed 10 of both
+    assert "full-rank ΔW (no group, no gate) against RGT, dynamic gate | +0.50 ± 0.00 (3) |" in text
     assert "stale" not in text.lower()
 
 
 def test_one_seed_has_no_spread(tmp_path):
     _record(tmp_path, "rgt", 35.0, bits=2)
     _record(tmp_path, "osrc", 35.1, bits=2)
-    assert "+0.10 dB (spread unknown: one seed each)" in table2.render("short", WEIGHTS, tmp_path)
+    assert "| +0.10 ± ? (1) |" in table2.render("short", WEIGHTS, tmp_path)
 
 
 def test_records_of_other_weights_or_schedules_enter_no_cell(tmp_path, change_short):

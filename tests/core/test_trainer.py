@@ -14,6 +14,7 @@ import pytest
 
 from ppsr2q.core.errors import Interrupted, UserError
 from ppsr2q.core.files import load_artifact, save_artifact
+from ppsr2q.core.resume import Comparison
 from ppsr2q.core.trainer import ParameterGroup, Trainer, TrainerSettings
 from tests.core.tiny_stage import TinyStage, batches
 
@@ -132,15 +133,6 @@ def test_nothing_to_resume_is_said(tmp_path, capsys):
     assert "nothing to resume" in capsys.readouterr().out
 
 
-def test_starting_over_keeps_what_was_there(tmp_path, capsys):
-    path = tmp_path / "c.safetensors"
-    Trainer(TinyStage(), batches, TrainerSettings(5), path).run()
-    before = path.read_bytes()
-    Trainer(TinyStage(), batches, TrainerSettings(1), path).run()
-    kept = tmp_path / "c.earlier.safetensors"
-    assert kept.read_bytes() == before and f"is kept as {kept}" in capsys.readouterr().out
-
-
 def test_nan_stops_the_run_and_keeps_the_checkpoint(tmp_path):
     path = tmp_path / "c"
     with pytest.raises(UserError, match=r"iteration 4 of stage tiny: loss is nan.*c, is unchanged"):
@@ -152,7 +144,7 @@ def test_nan_stops_the_run_and_keeps_the_checkpoint(tmp_path):
 
 @pytest.mark.parametrize("change, message", [
     ({"config": {"train": {"lr": 0.2}}, "weights_sha256": "a"}, r"train\.lr was 0\.1, now it is 0\.2"),
-    ({"config": {"train": {"lr": 0.1}}, "weights_sha256": "b"}, "model.weights holds other weights; name the file"),
+    ({"config": {"train": {"lr": 0.1}}, "weights_sha256": "b"}, "other weights, find the old ones, or leave"),
     ({"weights_sha256": "a"}, r"train\.lr was 0\.1, now it is None"),
 ])
 def test_checkpoint_of_another_run_is_refused(tmp_path, change, message):
@@ -161,13 +153,15 @@ def test_checkpoint_of_another_run_is_refused(tmp_path, change, message):
     stage = TinyStage()
     before = stage.state()
     with pytest.raises(UserError, match=f"c: checkpoint of another run: {message}"):
-        Trainer(stage, batches, TrainerSettings(2), tmp_path / "c", metadata=change).run(resume=True)
+        Trainer(stage, batches, TrainerSettings(2), tmp_path / "c", metadata=change,
+                comparison=Comparison(advice={"weights_sha256": "other weights, find the old ones"})).run(resume=True)
     _assert_same_bits(stage.state(), before)
 
 
 def test_where_things_lie_and_how_often_is_reported_may_change(tmp_path):
     def run(settings, **config):
-        return Trainer(TinyStage(), batches, settings, tmp_path / "c", metadata={"config": config})
+        return Trainer(TinyStage(), batches, settings, tmp_path / "c", metadata={"config": config},
+                       comparison=Comparison(free=["run.config.output_dir", "run.config.device"]))
     run(TrainerSettings(2), output_dir="a", device="cpu", train={"log_every": 10}).run()
     run(TrainerSettings(2, log_every=1, save_every=1, validate_every=0),
         output_dir="b", device="auto", train={"log_every": 1}).run(resume=True)

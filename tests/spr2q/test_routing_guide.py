@@ -8,7 +8,7 @@ from ppsr2q import ops
 from ppsr2q.core.config import LossConfig
 from ppsr2q.core.errors import UserError
 from ppsr2q.spr2q.distillation import Distillation
-from ppsr2q.spr2q.routing_guide import RoutingGuide
+from ppsr2q.spr2q.routing_guide import RoutingGuide, expect_guidable
 
 LOGITS = {"teacher": [[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]], "student": [[1.0, 0.0], [1.0, 0.0], [0.0, 2.0]]}
 
@@ -88,8 +88,9 @@ def test_where_it_does_not_apply():
     plain = nn.Linear(2, 2)
     assert RoutingGuide(plain, nn.Linear(2, 2), False).figures() == {}
     with pytest.raises(UserError, match="needs? a network with token routing"):
-        RoutingGuide(plain, nn.Linear(2, 2), True)
-    student, teacher = networks()
+        expect_guidable(plain)
+    student, _ = networks()
+    expect_guidable(student)
     student.recompute = True
     with pytest.raises(UserError, match="train.recompute"):
-        RoutingGuide(student, teacher, True)
+        expect_guidable(student)

@@ -4,10 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import paddle
 import pytest
 
-from ppsr2q.core.files import load_artifact
+from ppsr2q.core.files import load_artifact, save_artifact
 from ppsr2q.data.embedded import write_embedded
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,8 +44,22 @@ def losses(tool, data, out, processes, *options):
     return [entry["loss"] for entry in history if "loss" in entry]
 
 
-@pytest.mark.parametrize("tool, option", [("train", "rectifier.gate=dynamic"), ("train", "rectifier.gate=static"),
-                                          ("pretrain", "model.routing=argmax")])
+def test_two_processes_mix_rectifiers_alike(data, tmp_path):
+    """From rectifiers and gates that are far from zero: what ranks of their own mean inputs would mix differs."""
+    losses("train", data, tmp_path / "start", 1, "train.batch=1", "train.iterations=1")
+    start = load_artifact(tmp_path / "start" / "rectifiers.safetensors")
+    rng = np.random.default_rng(0)
+    tensors = {name: value + rng.normal(0, 3.0 if "gate" in name else 0.03, value.shape).astype(np.float32)
+               if name.endswith((".B", "gate.linear.weight")) else value for name, value in start.tensors.items()}
+    save_artifact(tmp_path / "start.safetensors", tensors, start.kind, start.metadata)
+    option = f"train.start_from={tmp_path / 'start.safetensors'}"
+    found = losses("train", data, tmp_path / "two", 2, option, "train.batch=1")
+    expected = losses("train", data, tmp_path / "one", 1, option, "train.batch=2")
+    apart = losses("train", data, tmp_path / "apart", 1, option, "train.batch=1", "train.accumulate=2")
+    assert found == pytest.approx(expected, rel=1e-5) and apart != pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("tool, option", [("train", "rectifier.gate=static"), ("pretrain", "model.routing=argmax")])
 def test_two_processes_equal_one_with_the_double_batch(tool, option, data, tmp_path):
     key = {"train": "train.batch", "pretrain": "pretrain.batch"}[tool]
     found = losses(tool, data, tmp_path / "two", 2, option, f"{key}=1")

@@ -67,20 +67,23 @@ def test_the_ladder_starts_where_the_wider_run_ended_and_ships_what_was_fine_tun
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_equal_quantizers_keep_the_bounds_of_the_start(eight, configure):
+@pytest.fixture(scope="module")
+def again(eight, configure):
     config = configure(8, "again", f"train.start_from={paths(eight)['rectifiers']}", "train.iterations=1",
                        "train.average_last=0")
     train(config)
-    start, bounds = load_artifact(paths(eight)["rectifiers"]), load_artifact(paths(config)["bounds"])
+    return config
+
+
+def test_equal_quantizers_keep_the_bounds_of_the_start(eight, again):
+    start, bounds = load_artifact(paths(eight)["rectifiers"]), load_artifact(paths(again)["bounds"])
     for name, value in bounds.tensors.items():
         np.testing.assert_allclose(value, start.tensors[name], rtol=1e-6)
 
 
-def test_bounds_searched_behind_the_rectifiers_of_a_start_are_not_those_of_the_full_precision_network(eight, configure):
-    config = configure(8, "again", f"train.start_from={paths(eight)['rectifiers']}", "train.iterations=1",
-                       "train.average_last=0")
+def test_bounds_searched_behind_the_rectifiers_of_a_start_are_not_those_of_the_full_precision_network(again):
     with pytest.raises(UserError, match="of the network that .*rectifiers.safetensors holds"):
-        network_of_stage(config, "", "searched")
+        network_of_stage(again, "", "searched")
 
 
 def test_one_rectifier_a_layer_has_no_routing(configure):
@@ -93,6 +96,14 @@ def test_one_rectifier_a_layer_has_no_routing(configure):
         export(config, "", formats=("fused",))
         found = load_fused(paths(config)["fused"])(probe((24, 40))).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_run_with_routing_noise_ships_without_it(configure):
+    config = configure(4, "noisy", "rectifier.enabled=false", "quant.equalize=false", "rectifier.start=zero",
+                       "model.routing=gumbel", "train.iterations=1", "train.average_last=0")
+    train(config)
+    written = export(config, "", formats=("fused", "packed"))
+    assert written["fused"].difference <= 1e-5
 
 
 def test_a_run_from_another_one_goes_on_bit_for_bit(eight, configure, monkeypatch):
@@ -130,25 +141,35 @@ def test_the_final_phase_has_its_own_crops_and_ground_truth(configure):
     ("train.start_from=nowhere.safetensors", "nowhere.safetensors: no such file"),
     ("train.final_lr_patch=4000", "none of the 1 images to train on"),
     ("quant.overrides.**.weight=null", "no weight to rectify: set rectifier.enabled to false"),
+    ("rectifier.form=full_rank", "set it to 1"),
+    ("train.recompute=true", "do not go with train.recompute"),
 ])
-def test_mistakes_are_named(configure, option, message):
+def test_mistakes_are_named_before_anything_is_searched(configure, option, message):
+    config = configure(4, "mistakes", option)
     with pytest.raises(UserError, match=message):
-        train(configure(4, "mistakes", option))
+        train(config)
+    assert not paths(config)["bounds"].exists()
 
 
 @pytest.mark.parametrize("equalize", [True, False])
 def test_a_run_in_closed_form_goes_on_bit_for_bit(configure, equalize):
     """One run in one piece, one that stops after each iteration. Biases that do not learn are kept too."""
-    options = ("train.finetune=none", f"quant.equalize={str(equalize).lower()}")
+    options = ("train.finetune=none", f"quant.equalize={str(equalize).lower()}", "route_calib.iterations=3")
     whole, part = (configure(8, f"{name}8{equalize}", *options) for name in ("whole", "part"))
     train(whole)
     from ppsr2q.core.trainer import Trainer
     real = Trainer._iterate
-    for _ in range(3):
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
-            patch.setattr(Trainer, "_iterate", lambda self, iteration: (real(self, iteration)[0], True))
-            train(part, resume=True)
-    train(part, resume=True)
+    stages = [train, *([] if equalize else [lambda config, resume=False: calibrate_routing(config, "", resume)])]
+    for stage in stages:
+        for _ in range(3 if stage is train else 2):
+            with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
+                patch.setattr(Trainer, "_iterate", lambda self, iteration: (real(self, iteration)[0], True))
+                stage(part, resume=True)
+        stage(part, resume=True)
+    for stage in stages[1:]:
+        stage(whole)
+        expected, found = (load_artifact(paths(c)["table"]).tensors for c in (whole, part))
+        assert all(value.tobytes() == found[name].tobytes() for name, value in expected.items())
     expected, found = (load_artifact(paths(c)["rectifiers"]).tensors for c in (whole, part))
     assert set(expected) == set(found) and any(name.startswith("folds/") for name in expected) is equalize
     assert {name for name in expected if name.startswith("parameters/")} and not any(

@@ -119,6 +119,7 @@ def test_unknown_formats_and_stray_options_are_named(exported, options, out, tmp
     for stray, form in ((["--rest", "float16"], "packed"), (["--target", "float"], "onnx"), (["--optimize"], "openvino")):
         said = tool("export", *options, "--format", "fused", *stray, expect=2)
         assert f"{' '.join(stray)} is of --format {form}, which is not among fused" in said
+    assert "--plan-size 64x64 is of --show-plan" in tool("train", *options, "--plan-size", "64x64", expect=2)
     assert "expected the name of a file that ends in .json" in tool(
         "evaluate", "--model", out / "fused.safetensors", "--json", out, expect=2)
     packed = ["--model", out / "model.safetensors"]
@@ -170,21 +171,51 @@ def test_evaluation_measures_every_stage(exported, options, out, data, tmp_path)
     assert full["Embedded"]["psnr_y"] > fused["Embedded"]["psnr_y"] > 20
 
 
+def test_test_sets_are_looked_for_before_a_network_is_loaded(options, data, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"no model")
+    for network in (["--model", "nowhere.safetensors"], [*options, "--stage", "fp", "-o", "model.weights=nowhere.safetensors"]):
+        assert "nowhere.safetensors" in tool("evaluate", *network, "-o", f"data.root={data}", "--sets", "Embedded", expect=2)
+    assert "Absent" in tool("evaluate", *options, "--stage", "fp", "-o", "model.weights=nowhere.safetensors", "--sets", "Absent",
+                            expect=2)
+
+
 def test_results_are_json_also_where_an_image_is_met_exactly():
     from ppsr2q.workflow.evaluating import as_json
     found = json.loads(as_json({"Set": {"psnr_y": float("inf"), "ssim_y": 1.0}}), parse_constant=pytest.fail)
     assert found == {"Set": {"psnr_y": None, "ssim_y": 1.0}}
 
 
-def test_curves_of_an_earlier_run_are_kept_apart(options, trained, tmp_path):
+def test_starting_over_keeps_earlier_runs_however_often(tmp_path, capsys):
     from ppsr2q.core.config import load_config
-    from ppsr2q.workflow.training import open_dashboard
+    from ppsr2q.workflow.training import start_over
     config = load_config(None, [f"output_dir={tmp_path}"])
-    for resume, files, earlier in ((False, 1, 0), (True, 1, 0), (False, 1, 1)):
-        with open_dashboard(config, "rgt", resume):
-            pass
-        assert len(list((tmp_path / "log" / "rgt").iterdir())) >= files
-        assert (tmp_path / "log" / "rgt.earlier").exists() == bool(earlier)
+    bounds, checkpoint, log = tmp_path / "searched_bounds.safetensors", tmp_path / "resume/rgt.safetensors", tmp_path / "log/rgt"
+    for folder in (checkpoint.parent, log):
+        folder.mkdir(parents=True)
+
+    def run(number, *files):
+        for path in files:
+            path.write_text(f"of run {number}")
+        (log / "events").write_text(f"of run {number}")
+
+    def kept(path, mark):
+        return path.with_name(f"{path.stem}{mark}{path.suffix}").read_text()
+    start_over(config, "rgt", False, [bounds])
+    log.mkdir()  # curves alone were left, and are set aside
+    run(1, bounds, checkpoint)
+    start_over(config, "rgt", True, [bounds])  # goes on
+    assert checkpoint.exists() and (log / "events").exists()
+    start_over(config, "rgt", False, [bounds])
+    assert not any(path.exists() for path in (bounds, checkpoint, log)) and "rgt.earlier2.safetensors" in capsys.readouterr().out
+    log.mkdir()
+    run(2, bounds, checkpoint)
+    start_over(config, "rgt", False, [bounds])
+    for mark, number in ((".earlier2", 1), (".earlier3", 2)):
+        assert kept(bounds, mark) == kept(checkpoint, mark) == f"of run {number}"
+        assert (log.with_name(f"rgt{mark}") / "events").read_text() == f"of run {number}"
+    log.mkdir()
+    start_over(config, "rgt", True, [bounds])  # nothing to go on from: these curves are of another run
+    assert not log.exists()
 
 
 @pytest.mark.parametrize("option, message", [
@@ -202,8 +233,7 @@ def test_prediction_keeps_grey_alpha_and_depth(exported, out, tmp_path):
     (tmp_path / "in").mkdir()
     for name, image in images.items():
         cv2.imwrite(str(tmp_path / "in" / name), image)
-    tool("predict", "--model", out / "fused.safetensors", tmp_path / "in", tmp_path / "out", "--tile", "16",
-         "--overlap", "4")
+    tool("predict", "--model", out / "fused.safetensors", tmp_path / "in", tmp_path / "out", "--tile", "16")
     for name, image in images.items():
         written = cv2.imread(str(tmp_path / "out" / name), cv2.IMREAD_UNCHANGED)
         assert written.shape == (2 * image.shape[0], 2 * image.shape[1]) + image.shape[2:], name
