@@ -10,7 +10,7 @@ PEER_KEPT = "pytorch_eager_kept"  # the same in a process that keeps freed memor
 SLOW = ("reference", "scan")
 SEED = 10
 SIDES = (64, 128, 256, 384, 512)  # of the square images that show growth with pixels
-#: commit that brought the scan kernel, the first issue's share of the kernels
+#: commit that brought the scan kernel, the first of the kernels
 SCAN_COMMIT = "e080588c30e5e3ab43d2795def7a64aceaf173ab"
 
 

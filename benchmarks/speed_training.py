@@ -144,7 +144,7 @@ def _protocol(arguments: argparse.Namespace) -> Results:
         "variants": {
             "reference": "plain Paddle",
             "scan": f"only the selective scan kernel (it came with commit {SCAN_COMMIT}); every other "
-                    "operator in plain Paddle, as the first issue has them",
+                    "operator in plain Paddle",
             "fused": "all kernels; freed memory is kept in the process, as the tools do",
             PEER: "official repository, eager, noise-free routing, our scan kernel called through ctypes",
             PEER_KEPT: "the same, freed memory kept as ours: what that setting alone would bring a user of PyTorch"},

@@ -11,6 +11,7 @@ from paddle import nn
 
 from ppsr2q.core.errors import UserError
 from ppsr2q.core.files import Artifact, save_artifact
+from ppsr2q.core.parameters import first_misfit
 from ppsr2q.quant.calibrate import BOUNDS, get_bounds, set_bounds, stored_bounds
 from ppsr2q.quant.convert import get_sublayer
 from ppsr2q.spr2q.finetune import load_parameters
@@ -80,10 +81,9 @@ def load_adapters(student: nn.Layer, artifact: Artifact, path: Union[str, Path])
     parameters = {f"{name}.{key}": parameter for name, group in rectifier_groups(student).items()
                   for key, parameter in group.named_parameters()}
     stored = artifact.part("rectifiers/")
-    odd = set(parameters) ^ set(stored) or {name for name in stored
-                                            if list(stored[name].shape) != list(parameters[name].shape)}
-    if odd:
-        raise UserError(f"{path}: its rectifiers differ from the configured ones, first at {sorted(odd)[0]} "
+    odd = first_misfit(parameters, stored)
+    if odd is not None:
+        raise UserError(f"{path}: its rectifiers differ from the configured ones, first at {odd} "
                         "(rectifier.number, rectifier.rank or rectifier.gate of another run?)")
     load_parameters(student, artifact, path)
     for name, parameter in parameters.items():

@@ -10,10 +10,11 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from ppsr2q.core.config import Config, config_to_dict
+from ppsr2q.core.config import Config, config_to_dict, default_values
 from ppsr2q.core.environment import require_memory
 from ppsr2q.core.errors import UserError
 from ppsr2q.core.files import Artifact, load_artifact
+from ppsr2q.core.parameters import first_misfit
 from ppsr2q.deploy.packed import PACKED_KIND, describe, read_packed
 from ppsr2q.deploy.packing import unpack
 from ppsr2q.models import ARCHITECTURES
@@ -199,7 +200,8 @@ def load_folded(quantized: Quantized, config: Config, path: Union[str, Path], ki
 
 def _quant_options(artifact: Artifact) -> Dict[str, Any]:
     """Section ``quant`` of an artifact's config; what it does not name was not there yet when it was written."""
-    return {"equalize": False, **artifact.metadata["config"]["quant"]}
+    defaults = {key.partition(".")[2]: value for key, value in default_values().items() if key.startswith("quant.")}
+    return {**defaults, **artifact.metadata["config"]["quant"]}
 
 
 def differing_quantizers(artifact: Artifact, config: Config,
@@ -235,9 +237,8 @@ def fused_network(architecture: Dict[str, Any], plan: Plan, state: Dict[str, np.
     student = quantize(network, plan)
     strip_weight_quantizers(student, tensors)
     quantizers, parameters = named_quantizers(student), parameters_without_bounds(student)
-    odd = set(parameters) ^ set(state) or {n for n in state if list(state[n].shape) != list(parameters[n].shape)}
-    if odd or not set(quantizers) <= set(bounds):
-        first = sorted(odd or set(quantizers) - set(bounds))[0]
+    first = first_misfit(parameters, state) or min(set(quantizers) - set(bounds), default=None)
+    if first is not None:
         raise UserError(f"{source}: its arrays do not fit {architecture['name']} x{architecture['scale']}, "
                         f"first {first}")
     for name, parameter in parameters.items():
