@@ -23,11 +23,22 @@ inline void store_words(std::int32_t* p, vi x) { *reinterpret_cast<vi_unaligned*
 inline vi broadcast_word(std::int32_t x) { return vi{} + x; }
 inline vf to_float(vi x) { return __builtin_convertvector(x, vf); }
 
-// LANES bytes as numbers.
+// LANES bytes as numbers. By intrinsics where there are any: GCC converts a vector byte by byte.
 inline vi load_bytes(const std::uint8_t* p) {
+#if defined(__AVX512F__)
+    return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif defined(__AVX2__)
+    return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+#elif defined(__SSE2__)
+    std::int32_t word;
+    std::memcpy(&word, p, sizeof(word));
+    const __m128i zero = _mm_setzero_si128();
+    return (vi)_mm_unpacklo_epi16(_mm_unpacklo_epi8(_mm_cvtsi32_si128(word), zero), zero);
+#else
     vb bytes;
     std::memcpy(&bytes, p, sizeof(bytes));
     return __builtin_convertvector(bytes, vi);
+#endif
 }
 
 // Nearest integer, ties to even, for |x| < 2^22.

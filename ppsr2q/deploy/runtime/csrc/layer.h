@@ -99,8 +99,7 @@ public:
         each_rows<FeedForward::Convolution>(planes, team, [&](int y, Scratch& scratch) { route(planes, y, scratch); });
         sort(planes);
         each_rows<Positional>(planes, team, [&](int y, Scratch& scratch) { project(planes, y, scratch); });
-        team.run(SelectiveScan::tasks(scan_.reads_codes()),
-                 [&](std::int64_t task, int) { scan_(planes.scan, planes.tokens(), task, planes.y); });
+        scan_(planes.scan, planes.tokens(), planes.y, team);
         team.run(planes.height,
                  [&](std::int64_t y, int) { mix_channels(planes, static_cast<int>(y)); });
         each_rows<FeedForward::Convolution>(planes, team, [&](int y, Scratch& scratch) { finish(planes, y, scratch); });

@@ -2,9 +2,11 @@
 // them are tables made with the model, and no exponential is left to compute. Where one of them is not quantized, the
 // kernel of ops computes instead.
 //
-// The states of a channel fill a vector; a task runs the recurrence of four channels, as many as registers hold.
+// The states of a channel fill a vector. The recurrence runs for groups of four channels, as many as registers hold; a
+// task takes one group after another through a piece of the tokens, so that lines of the planes are fetched once.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <string>
 #include <utility>
@@ -14,17 +16,19 @@
 #include "codes.h"
 #include "constants.h"
 #include "source.h"
+#include "team.h"
 
 namespace ppsr2q {
 namespace runtime {
 
-constexpr int SCAN_CHANNELS = 4;  // of a task
-constexpr int SCAN_TASKS = CHANNELS / SCAN_CHANNELS;
+constexpr int SCAN_CHANNELS = 4;  // of a group
+constexpr int SCAN_GROUPS = CHANNELS / SCAN_CHANNELS;
+constexpr std::int64_t SCAN_TOKENS = 256;  // of a piece
 
 typedef float vs __attribute__((vector_size(STATES * 4)));  // the states of one channel
 typedef float vs_unaligned __attribute__((vector_size(STATES * 4), aligned(4), may_alias));
 typedef std::int32_t vs_int __attribute__((vector_size(STATES * 4)));
-typedef float vsum __attribute__((vector_size(SCAN_CHANNELS * 4)));  // a number a channel of a task
+typedef float vsum __attribute__((vector_size(SCAN_CHANNELS * 4)));  // a number a channel of a group
 
 // The operands of one scan, in scan order.
 struct ScanPlanes {
@@ -95,16 +99,22 @@ public:
     const Levels& delta() const { return delta_; }
     bool reads_codes() const { return u_.on && delta_.on; }
 
-    static int tasks(bool codes) { return codes ? SCAN_TASKS : padded(CHANNELS) / LANES; }
-
-    // y [tokens][CHANNELS] of the channels of one task. Tasks that follow each other share no line of y.
-    void operator()(const ScanPlanes& planes, std::int64_t tokens, std::int64_t task, float* y) const {
-        if (reads_codes()) {
-            constexpr int apart = ALIGNMENT / (4 * SCAN_CHANNELS);  // tasks whose channels fill a line
-            const int group = static_cast<int>(task * apart % SCAN_TASKS + task * apart / SCAN_TASKS);
-            states_.on ? run<true>(planes, tokens, group, y) : run<false>(planes, tokens, group, y);
+    // y [tokens][CHANNELS]. Channels do not meet: how they are shared between threads changes no result.
+    void operator()(const ScanPlanes& planes, std::int64_t tokens, float* y, Team& team) const {
+        if (!reads_codes()) {
+            team.run(padded(CHANNELS) / LANES, [&](std::int64_t task, int) { run_floats(planes, tokens, task, y); });
             return;
         }
+        const int groups = std::max(1, SCAN_GROUPS / team.size());
+        team.run((SCAN_GROUPS + groups - 1) / groups, [&](std::int64_t task, int) {
+            const int first = static_cast<int>(task) * groups;
+            const int last = std::min(first + groups, SCAN_GROUPS);
+            states_.on ? run<true>(planes, tokens, first, last, y) : run<false>(planes, tokens, first, last, y);
+        });
+    }
+
+private:
+    void run_floats(const ScanPlanes& planes, std::int64_t tokens, std::int64_t task, float* y) const {
         const ScanShape shape{1, tokens, CHANNELS};
         const ScanInputs in{planes.u, planes.delta, A_.data(), planes.B, planes.C, D_.data(), bias_.data(), states_};
         if (states_.on) {
@@ -114,7 +124,6 @@ public:
         }
     }
 
-private:
     static std::vector<float> decay_rates(const Source& source, const std::string& name) {
         if (source.folded(name + ".points.A")) {
             return source.point(name + ".points.A", CHANNELS * STATES);
@@ -151,8 +160,21 @@ private:
         }
     }
 
+    // Groups first .. last of all tokens.
     template <bool QUANTIZED>
-    void run(const ScanPlanes& planes, std::int64_t tokens, int group, float* y) const {
+    void run(const ScanPlanes& planes, std::int64_t tokens, int first, int last, float* y) const {
+        vs states[SCAN_GROUPS][SCAN_CHANNELS] = {};
+        for (std::int64_t begin = 0; begin < tokens; begin += SCAN_TOKENS) {
+            const std::int64_t end = std::min(begin + SCAN_TOKENS, tokens);
+            for (int group = first; group < last; group++) {
+                run_piece<QUANTIZED>(planes, begin, end, group, states[group], y);
+            }
+        }
+    }
+
+    template <bool QUANTIZED>
+    void run_piece(const ScanPlanes& planes, std::int64_t begin, std::int64_t end, int group,
+                   vs (&states)[SCAN_CHANNELS], float* y) const {
         const int first = group * SCAN_CHANNELS;
         const int deltas = delta_.top + 1;
         const int us = u_.top + 1;
@@ -165,8 +187,9 @@ private:
         const float top = static_cast<float>(states_.top);
         const float step = states_.step;
         const float lower = states_.lower;
-        vs h[SCAN_CHANNELS] = {};
-        for (std::int64_t t = 0; t < tokens; t++) {
+        vs h[SCAN_CHANNELS];
+        std::copy(states, states + SCAN_CHANNELS, h);
+        for (std::int64_t t = begin; t < end; t++) {
             const std::uint8_t* u = planes.u_codes + t * CHANNELS + first;
             const std::uint8_t* delta = planes.delta_codes + t * CHANNELS + first;
             const vs B = detail::load_states(planes.B + t * STATES);
@@ -188,6 +211,7 @@ private:
             const vsum result = detail::sum_states(products);
             std::memcpy(y + t * CHANNELS + first, &result, sizeof(result));
         }
+        std::copy(h, h + SCAN_CHANNELS, states);
     }
 
     Levels u_, delta_, states_;
