@@ -89,8 +89,12 @@ def selective_scan_reference(u, delta, A, B, C, D, delta_bias, state_point=None,
     increment = (step * u).unsqueeze(-1) * B.unsqueeze(2)
     recurrence = _LinearRecurrence.apply if paddle.in_dynamic_mode() else _recurrence_in_graph
     states = recurrence(decay, increment)
-    y = paddle.matmul(quantize(states, state_point), C.unsqueeze(-1)).squeeze(-1) + D * u
+    y = _read_out(quantize(states, state_point), C, D, u)
     return (y, states) if return_states else y
+
+
+def _read_out(states, C, D, u):
+    return paddle.matmul(states, C.unsqueeze(-1)).squeeze(-1) + D * u
 
 
 def selective_scan(u: paddle.Tensor, delta: paddle.Tensor, A: paddle.Tensor, B: paddle.Tensor, C: paddle.Tensor,
@@ -111,6 +115,12 @@ def selective_scan(u: paddle.Tensor, delta: paddle.Tensor, A: paddle.Tensor, B: 
         y float32 (B, L, D), or (y, states float32 (B, L, D, N)).
     """
     tensors = (u, delta, A, B, C, D, delta_bias)
+    if state_point is not None and state_point.observing:  # it sees the kernel's states: those of the reference take minutes
+        y, states = selective_scan(*tensors, return_states=True)
+        seen = state_point(states)
+        if seen is not states:
+            y = _read_out(seen, C, D, u)
+        return (y, states) if return_states else y
     kept = return_states and native.needs_gradient(*tensors, point_arguments(state_point)[0])
     if dispatch.serves("selective_scan", tensors, (state_point,), "states are returned with gradients" if kept else None):
         from ppsr2q.ops import kernels

@@ -3,7 +3,7 @@ import numpy as np
 import paddle
 import pytest
 
-from ppsr2q.ops import dispatch, selective_scan
+from ppsr2q.ops import QuantPoint, dispatch, selective_scan
 from tests.ops import comparison
 from tests.ops.comparison import point, trainable
 
@@ -124,3 +124,24 @@ def test_bad_input_is_named(bad):
             selective_scan(**dict(inputs, B=trainable(1, 39, 8)))
         with pytest.raises(ValueError, match="selective_scan: u is empty"):
             selective_scan(**dict(inputs, u=paddle.zeros([0, 40, 48])))
+
+
+@pytest.mark.parametrize("change", [False, True])
+def test_an_observer_sees_the_states_and_may_change_them(change):
+    comparison.require_kernels()
+    inputs = arguments(2, 65, 8, 8)
+    expected_y, expected_states = loop(**inputs)
+
+    class Observer(QuantPoint):
+        observing = True
+
+        def forward(self, x):
+            self.seen = x
+            return paddle.round(x) if change else x
+    observer = Observer()
+    with paddle.no_grad():
+        y = selective_scan(**inputs, state_point=observer)
+    assert comparison.relative_error(observer.seen.numpy(), expected_states) < 1e-5
+    if change:
+        expected_y += ((np.round(observer.seen.numpy()) - expected_states) * inputs["C"].numpy()[:, :, None]).sum(-1)
+    assert comparison.relative_error(y.numpy(), expected_y) < 1e-5
