@@ -63,7 +63,7 @@ def test_missing_stages_name_the_tool_that_makes_them(options, tmp_path):
     elsewhere = [*options, "-o", f"output_dir={tmp_path}"]
     assert "tools/train.py" in tool("route_calib", *elsewhere, expect=2)
     assert "tools/route_calib.py" in tool("export", *elsewhere, expect=2)
-    assert "tools/export.py" in tool("evaluate", *elsewhere, expect=2)
+    assert "tools/export.py" in tool("evaluate", *elsewhere, "--sets", "Embedded", expect=2)
 
 
 def test_training_reports_and_keeps_a_dashboard(trained, out):
