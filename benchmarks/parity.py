@@ -62,7 +62,8 @@ def compare(runtime: Upscaler, paddle: Upscaler, test_set: TestSet) -> Dict[str,
     simulated = evaluate(paddle, [test_set], count)[test_set.name]
     progress.close()
     apart = [scores["psnr_y"] - simulated["images"][key]["psnr_y"] for key, scores in ours["images"].items()]
-    return {"lr": found["protocol"]["lr"], "runtime": ours["psnr_y"], "paddle": simulated["psnr_y"], "difference": ours["psnr_y"] - simulated["psnr_y"],
+    return {"lr": found["protocol"]["lr"], "runtime": ours["psnr_y"], "paddle": simulated["psnr_y"],
+            "difference": ours["psnr_y"] - simulated["psnr_y"],
             "images": {"number": len(apart), "lowest": min(apart), "highest": max(apart)},
             "shares": shares(counts), "largest": int(np.flatnonzero(counts).max())}
 

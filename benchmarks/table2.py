@@ -153,7 +153,9 @@ def run_row(key: str, bits: int, seed: int, schedule: str, weights: str, data: P
     config = row_config(row, bits, seed, schedule, weights, data, output)
     mark = fingerprint(row, bits, seed, schedule, runs.weights_hash(config))
     known = read_records(results).get(name)
-    measured = known["results"] if known and known["fingerprint"] == mark else {}
+    if known and known["fingerprint"] != mark:
+        known = None
+    measured = known["results"] if known else {}
     missing = [name for name in sets if name not in measured]
     if not missing:
         return
@@ -170,7 +172,8 @@ def run_row(key: str, bits: int, seed: int, schedule: str, weights: str, data: P
     write_record(results / f"{name}.json", f"Table 2a, {row.title}, x2, {bits} bits", measured,
                  how=f"benchmarks/table2.py --run --schedule {schedule} --rows {key} --bits {bits} --weights W --data DATA",
                  seconds=runs.trained_seconds(config, row.stages), seed=seed, protocol=runs.protocol_of(found), fingerprint=mark,
-                 schedule={"name": schedule, **{k: options[k] for k in ("calib", "train", "route_calib")}}, measured=when)
+                 schedule={"name": schedule, **{k: options[k] for k in ("calib", "train", "route_calib")}},
+                 measured={key: known[key] for key in when} if known else when)
     print(f"{name}: " + "  ".join(f"{s} {v['psnr_y']:.2f}" for s, v in measured.items()), flush=True)
 
 

@@ -123,7 +123,8 @@ def _activation() -> List[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("quickstart"), help="folder, from the checkout's (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("quickstart"),
+                        help="folder, from the checkout's (default: %(default)s)")
     parser.add_argument("--resume", action="store_true", help="go on where an earlier run was stopped")
     parser.add_argument("-o", "--override", action="append", default=[], metavar="KEY=VALUE",
                         help="change an option of configs/quickstart.yml")

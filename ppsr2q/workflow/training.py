@@ -182,7 +182,7 @@ def calibrate_routing(config: Config, config_path: str, resume: bool = False) ->
     trained, now = flatten(quantized.origin.metadata["config"]), flatten(config_to_dict(config))
     otherwise = {key: value for key, value in trained.items() if value != now.get(key) and key not in PATH_OPTIONS}
     noted = [f"{key} was {value!r}" for key, value in otherwise.items()
-             if key.partition(".")[0] not in ("data", "eval", "route_calib", "pretrain") and not is_reporting(key)]
+             if key.partition(".")[0] not in ("device", "data", "eval", "route_calib", "pretrain") and not is_reporting(key)]
     if noted and distributed.is_main():
         print(f"{paths(config)['rectifiers']}: trained with other options than these: {', '.join(noted)}", file=sys.stderr)
     metadata = {**training_provenance(config, quantized.teacher), "rectifiers_sha256": tensors_sha256(quantized.origin.tensors),
