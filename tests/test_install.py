@@ -51,3 +51,37 @@ def test_without_paddle_the_first_need_of_it_says_how_to_get_it(tmp_path):
             "try:\n    import ppsr2q.models\nexcept UserError as error:\n    print(error)")
     done = python("-c", code, cwd=tmp_path)
     assert "ppsr2q[cpu]" in done.stdout and "ppsr2q[gpu]" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.fixture
+def environment(tmp_path):
+    """Runs tools/environment.sh with an interpreter that makes environments and installs nothing."""
+    stub = tmp_path / "bin" / "python"
+    stub.parent.mkdir()
+    stub.write_text('#!/bin/sh\ncase "$1 $2" in "-m venv") mkdir -p "$3/bin"; : > "$3/bin/activate";; esac\n')
+    stub.chmod(0o755)
+    (tmp_path / "setup.py").write_text("1")
+
+    def run(check=True):
+        return subprocess.run(["bash", "-c", f"set -e; source {ROOT / 'tools' / 'environment.sh'}"], cwd=tmp_path, text=True,
+                              capture_output=True, check=check,
+                              env={**os.environ, "PYTHON": str(stub), "PPSR2Q_VENV": "venv",
+                                   "PATH": f"{stub.parent}{os.pathsep}{os.environ['PATH']}"})
+    return run
+
+
+def test_an_environment_is_made_once_and_again_when_the_setup_changes(environment, tmp_path):
+    environment()
+    (tmp_path / "venv" / "mine").touch()
+    environment()
+    assert (tmp_path / "venv" / "mine").exists()
+    (tmp_path / "setup.py").write_text("2")
+    environment()
+    assert not (tmp_path / "venv" / "mine").exists() and (tmp_path / "venv" / "bin" / "activate").exists()
+
+
+def test_an_environment_of_the_users_is_left_alone(environment, tmp_path):
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    done = environment(check=False)
+    assert done.returncode == 2 and "venv was not made by this script: set PPSR2Q_VENV" in done.stderr
+    assert not list((tmp_path / "venv" / "bin").iterdir())
