@@ -1,4 +1,5 @@
 """Tables that the project shows are those of its records."""
+import hashlib
 import json
 from pathlib import Path
 
@@ -59,3 +60,9 @@ def test_records_name_no_folder_of_the_machine_they_were_made_on():
     records = sorted((ROOT / "benchmarks/results").rglob("*.json"))
     named = {path.name: text for path in records for text in strings_of(json.loads(path.read_text())) if text.startswith("/")}
     assert records and not named
+
+
+def test_parity_is_that_of_the_committed_network():
+    record = read_records(ROOT / "benchmarks/results")["parity"]
+    model = ROOT / "benchmarks/results/table1" / record["what"].split(":")[0]
+    assert record["fingerprint"] == hashlib.sha256(model.read_bytes()).hexdigest()
