@@ -208,20 +208,15 @@ class Trainer:
         gradient, losses, stop = self._reduce(sums)
         norm = float(paddle.linalg.norm(gradient))
         self._refuse_broken({**losses, "gradient": norm}, iteration)
-        clipped = self._settings.grad_clip is not None and norm > self._settings.grad_clip
-        if clipped:
-            gradient = gradient * (self._settings.grad_clip / norm)
-        if clipped or distributed.world_size() > 1:
-            self._set_gradients(gradient)
-        self._update(self._settings.lr_factor(iteration))
+        if self._settings.grad_clip is not None:
+            gradient = gradient * (self._settings.grad_clip / max(norm, self._settings.grad_clip))
+        self._update(gradient, self._settings.lr_factor(iteration))
         return {**losses, "gradient_norm": norm, **self._stage.after_update()}, stop
 
     def _reduce(self, sums: Mapping[str, paddle.Tensor]) -> Tuple[paddle.Tensor, Dict[str, float], bool]:
         """Mean over the ranks of gradients, losses and the wish to stop, in one exchange."""
-        for parameter in self._parameters:
-            if parameter.grad is None:  # Adam would leave it alone, its moments too
-                parameter.grad = paddle.zeros_like(parameter)
-        gradients = [parameter.grad.reshape([-1]) for parameter in self._parameters]
+        gradients = [(paddle.zeros_like(p) if p.grad is None else p.grad).reshape([-1])
+                     for p in self._parameters]
         stop = paddle.to_tensor([float(self._stop_asked)])
         flat = paddle.concat([*gradients, *sums.values(), stop])
         distributed.all_reduce_mean_(flat)
@@ -235,11 +230,9 @@ class Trainer:
             raise UserError(f"iteration {iteration + 1} of stage {self._stage.name}: {', '.join(broken)} "
                             f"(a smaller learning rate, or grad_clip, may help){kept}")
 
-    def _set_gradients(self, gradient: paddle.Tensor) -> None:
+    def _update(self, gradient: paddle.Tensor, factor: float) -> None:
         for parameter, part in zip(self._parameters, paddle.split(gradient, self._sizes)):
             parameter.grad = part.reshape(parameter.shape)
-
-    def _update(self, factor: float) -> None:
         for group, optimizer in zip(self._groups, self._optimizers):
             optimizer.set_lr(group.lr * factor)
             optimizer.step()
